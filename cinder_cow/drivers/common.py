@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What drivers share: names, size checks, and how handles are left."""
+
+import abc
+from collections.abc import Callable
+import re
+from types import TracebackType
+from typing import Self
+
+from oslo_log import log as logging
+from oslo_utils import units
+
+from cinder_cow import exception
+from cinder_cow import refusal
+from cinder_cow.drivers import base
+
+LOG = logging.getLogger(__name__)
+
+# LVM's set, the strictest of our back ends, so that one name fits all.
+_VOLUME_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,199}')
+
+
+def check_volume_name(name: str) -> None:
+    """Refuse what cannot be a volume's name on every back end.
+
+    :raises RequestError: INVALID_NAME
+    """
+    if not _VOLUME_NAME.fullmatch(name):
+        problem = 'it is empty, too long or has other characters'
+    elif '..' in name:
+        problem = 'it has ".." in it'
+    elif name.startswith(base.RESERVED_PREFIX):
+        problem = f'names that begin with "{base.RESERVED_PREFIX}" are ours'
+    else:
+        return
+    raise exception.RequestError.because(
+        refusal.Reason.INVALID_NAME,
+        name=refusal.printable(name),
+        problem=problem,
+    )
+
+
+def clone_size(
+    request: base.VolumeRequest, parent_size: int, label: str
+) -> int:
+    """Return the size of a clone, in bytes: as asked for, or the parent's.
+
+    :raises RequestError: VOLUME_TOO_SMALL; a clone is never a truncation
+    """
+    size = parent_size if request.size is None else request.size
+    if size < parent_size:
+        raise exception.RequestError.because(
+            refusal.Reason.VOLUME_TOO_SMALL,
+            image=label,
+            needed=parent_size,
+            needed_gib=-(-parent_size // units.Gi),
+            size=size,
+        )
+    return size
+
+
+class SinkMixin(abc.ABC):
+    """A sink that is aborted where its ``with`` block is left unfinished."""
+
+    @abc.abstractmethod
+    def abort(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _leave(self.abort, error)
+
+
+class ReaderMixin(abc.ABC):
+    """A reader that is closed where its ``with`` block is left."""
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _leave(self.close, error)
+
+
+def _leave(close: Callable[[], None], error: BaseException | None) -> None:
+    """Close; an error in it is logged where it would hide the first one."""
+    try:
+        close()
+    except Exception:
+        if error is None:
+            raise
+        LOG.exception('Closing failed after another error')

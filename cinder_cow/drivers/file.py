@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file driver: volumes and bases are files in one directory.
+
+A clone is a raw file that shares blocks (FICLONE) where the file system can,
+else a qcow2 overlay; which of the two is found out by trying. The format is
+in the file's name. See :mod:`.file_layout` for the directory.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import copy
+import fcntl
+import functools
+import itertools
+import os
+import pathlib
+import time
+from typing import ClassVar, Self
+
+from oslo_config import cfg
+from oslo_log import log as logging
+
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow import image_location
+from cinder_cow import opts
+from cinder_cow import qemu_img
+from cinder_cow import refusal
+from cinder_cow.drivers import base
+from cinder_cow.drivers import common
+from cinder_cow.drivers import file_bases
+from cinder_cow.drivers import file_layout
+from cinder_cow.drivers import file_reader
+from cinder_cow.drivers import file_sinks
+from cinder_cow.drivers import overlay
+
+LOG = logging.getLogger(__name__)
+
+_FORMATS = ('raw', 'qcow2')
+# Cloning holds a base for milliseconds, retiring it for as long as unlinking
+# takes; longer than this something is stuck.
+_BASE_LOCK_SECONDS = 30
+_POLL_SECONDS = 0.05
+
+
+class FileDriver:
+    """Volumes in a directory; see the contract in :mod:`.base`.
+
+    :param root: the directory; nothing outside of it is ever depended on
+    :param base_wait: seconds to wait for another's base
+    :raises RequestError: LAYOUT_UNKNOWN
+    """
+
+    OPTS: ClassVar[list[cfg.Opt]] = [
+        cfg.StrOpt(
+            'cow_file_dir',
+            help='Directory of the file driver. All volumes and bases of the '
+            'back end are files in it, and nothing else may be.',
+        ),
+        cfg.IntOpt(
+            'cow_base_wait_seconds',
+            default=3600,
+            min=1,
+            help='How long a request waits while another makes the base '
+            'that it needs, in seconds.',
+        ),
+    ]
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        backend: str = 'file',
+        base_wait: float = 3600,
+    ) -> None:
+        self.backend = backend
+        self.request = base.VolumeRequest()
+        self._base_wait = base_wait
+        self._layout = file_layout.Layout(root.absolute(), backend)
+        self._translated = functools.partial(file_layout.translated, backend)
+        self.sweep()
+
+    @classmethod
+    def from_options(cls, options: opts.BackendOptions) -> Self:
+        """Make the driver of a configured back end.
+
+        :raises RequestError: BACKEND_UNKNOWN without a directory
+        """
+        options.register(cls.OPTS)
+        root = options.get('cow_file_dir')
+        if not root:
+            raise exception.RequestError.because(
+                refusal.Reason.BACKEND_UNKNOWN,
+                problem=f"back end '{options.backend}' has no directory",
+                remedy=f'Set cow_file_dir in section [{options.backend}].',
+            )
+        wait = options.get('cow_base_wait_seconds')
+        return cls(pathlib.Path(root), options.backend, wait)
+
+    def sweep(self) -> None:
+        """Remove what makers left that live no more."""
+        with self._translated():
+            self._layout.sweep()
+
+    def bound(self, request: base.VolumeRequest) -> Self:
+        view = copy.copy(self)
+        view.request = request
+        return view
+
+    def open(self, volume_name: str, size: int) -> base.Writer:
+        partial = self._begin(volume_name)
+        publish = functools.partial(self._publish, volume_name)
+        return file_sinks.VolumeSink(self.backend, partial, size, publish)
+
+    def read(self, source: str | image_location.Location) -> base.Reader:
+        with self._translated(), _qemu_translated(self.backend):
+            if isinstance(source, image_location.BaseLocation):
+                return file_reader.RawReader(
+                    self._base(source).image, self.backend
+                )
+            path = self._path(str(source))
+            if path.suffix == '.raw':
+                return file_reader.RawReader(path, self.backend)
+            backing = self._layout.root / overlay.read_header(path).backing
+            return overlay.OverlayReader(path, backing, self.backend)
+
+    def exists(self, volume_name: str) -> bool:
+        return self._find(volume_name) is not None
+
+    def show(self, volume_name: str) -> base.VolumeInfo:
+        path = self._path(volume_name)
+        with self._translated():
+            status = path.stat()
+            size, parent = status.st_size, None
+            if path.suffix == '.qcow2':
+                header = overlay.read_header(path)
+                size = header.size
+                parent = pathlib.Path(header.backing).parent.name
+        return base.VolumeInfo(
+            name=volume_name,
+            size=size,
+            allocated=status.st_blocks * 512,
+            format=path.suffix[1:],
+            path=str(path),
+            parent=parent,
+        )
+
+    def extend(self, volume_name: str, size: int) -> None:
+        volume = self.show(volume_name)
+        if size < volume.size:
+            raise exception.RequestError.because(
+                refusal.Reason.SHRINK,
+                volume=volume_name,
+                size=volume.size,
+                new_size=size,
+            )
+        with self._translated(), _qemu_translated(self.backend):
+            if volume.format == 'qcow2':
+                qemu_img.resize(volume.path, size)
+            else:
+                os.truncate(volume.path, size)
+
+    def delete(self, volume_name: str) -> None:
+        common.check_volume_name(volume_name)
+        with self._translated():
+            for image_format in _FORMATS:
+                path = self._layout.root / f'{volume_name}.{image_format}'
+                path.unlink(missing_ok=True)
+            file_layout.sync_directory(self._layout.root)
+
+    def list(self) -> Iterator[base.VolumeInfo]:
+        with self._translated():
+            names = {
+                pathlib.Path(name).stem
+                for name in os.listdir(self._layout.root)
+                if name.endswith(('.raw', '.qcow2'))
+            }
+        for name in sorted(names):
+            try:
+                yield self.show(name)
+            except exception.RequestError:
+                continue  # deleted meanwhile
+            except exception.BackendError as error:
+                # One damaged file must not hide the others.
+                LOG.warning('Volume %s: %s', name, error)
+
+    # Cloner
+
+    def cloneable(self, image_info: images.ImageInfo) -> refusal.Verdict:
+        (location,) = image_info.locations
+        try:
+            self._base(location)
+        except exception.CowError as error:
+            return refusal.Verdict(error.refusal)
+        return refusal.YES
+
+    def clone(
+        self, image_info: images.ImageInfo, volume_name: str
+    ) -> base.VolumeInfo:
+        (location,) = image_info.locations
+        with self._held_base(location) as (parent, descriptor):
+            size = common.clone_size(
+                self.request,
+                parent.published.facts.content_size,
+                image_info.label,
+            )
+            partial = self._begin(volume_name)
+            try:
+                path = self._copy_on_write(descriptor, parent, partial, size)
+                # The base is held until its child can be seen.
+                self._publish(volume_name, path)
+            finally:
+                partial.remove()
+        return self.show(volume_name)
+
+    def _copy_on_write(
+        self,
+        descriptor: int,
+        parent: file_bases.StoredBase,
+        partial: file_layout.Partial,
+        size: int,
+    ) -> pathlib.Path:
+        """Make the clone's file, durable, in the partial."""
+        with self._translated(), _qemu_translated(self.backend):
+            raw = partial.path / 'image.raw'
+            raw.touch(mode=0o600, exist_ok=False)
+            with raw.open('r+b') as file:
+                if file_sinks.share_blocks(descriptor, file.fileno()):
+                    file.truncate(size)
+                    os.fsync(file.fileno())
+                    return raw
+            raw.unlink()
+            path = partial.path / 'image.qcow2'
+            path.touch(mode=0o600)
+            backing = parent.image.relative_to(self._layout.root)
+            qemu_img.create_overlay(path, str(backing), size)
+            with path.open('rb') as file:
+                os.fsync(file.fileno())
+            return path
+
+    # BaseKeeper
+
+    def find_base(self, key: base.BaseKey) -> base.Base | None:
+        with self._translated():
+            found = self._load(key.name)
+        return found.published if found else None
+
+    def begin_base(
+        self, key: base.BaseKey, size: int
+    ) -> base.BaseWriter | base.Base:
+        self.sweep()
+        deadline = time.monotonic() + self._base_wait
+        while True:
+            with self._translated():
+                partial = self._layout.hold(key.name)
+                found = self._load(key.name)
+                if found:
+                    if partial:
+                        partial.remove()
+                    return found.published
+            if partial:
+                publish = functools.partial(self._publish_base, key.name)
+                return file_sinks.BaseSink(
+                    self.backend, partial, size, publish
+                )
+            if time.monotonic() > deadline:
+                raise self._busy(key.name, self._base_wait)
+            time.sleep(_POLL_SECONDS)
+
+    def list_bases(self) -> Iterator[base.Base]:
+        with self._translated():
+            names = sorted(os.listdir(self._layout.bases))
+            for name in names:
+                if found := self._load(name):
+                    yield found.published
+
+    def children(self, base: base.Base, limit: int) -> Sequence[str]:
+        # A reflinked volume holds its blocks itself: overlays only.
+        overlays = (v.name for v in self.list() if v.parent == base.name)
+        return tuple(itertools.islice(overlays, limit))
+
+    def retire_base(self, name: str) -> None:
+        with self._translated():
+            found = self._load(name)
+            if found is None:
+                return
+            with contextlib.ExitStack() as held:
+                with contextlib.suppress(FileNotFoundError):
+                    image = held.enter_context(found.image.open('rb'))
+                    self._lock_base(image.fileno(), fcntl.LOCK_EX, name)
+                self._check_childless(found.published)
+                partial = self._layout.hold(name)
+                if partial is None:
+                    raise self._busy(name, 0)
+                held.callback(partial.remove)
+                found.image.parent.rename(partial.path / 'base')
+                file_layout.sync_directory(self._layout.bases)
+
+    # Private: volumes
+
+    def _begin(self, volume_name: str) -> file_layout.Partial:
+        """Hold a name that is free."""
+        common.check_volume_name(volume_name)
+        with self._translated():
+            self._layout.sweep()
+            partial = self._layout.hold(volume_name)
+        if partial is None:
+            owner = self._layout.owner(volume_name)
+            raise self._exists(volume_name, f'is being made by {owner}')
+        if self.exists(volume_name):
+            partial.remove()
+            raise self._exists(volume_name, 'exists already')
+        return partial
+
+    def _publish(self, volume_name: str, path: pathlib.Path) -> None:
+        """Give a finished file its final name; a link never overwrites."""
+        with self._translated():
+            target = self._layout.root / f'{volume_name}{path.suffix}'
+            try:
+                os.link(path, target)
+            except FileExistsError:
+                raise self._exists(volume_name, 'exists already') from None
+            try:
+                file_layout.sync_directory(self._layout.root)
+            except OSError:
+                target.unlink()
+                raise
+
+    def _find(self, volume_name: str) -> pathlib.Path | None:
+        for image_format in _FORMATS:
+            path = self._layout.root / f'{volume_name}.{image_format}'
+            if path.is_file():
+                return path
+        return None
+
+    def _path(self, volume_name: str) -> pathlib.Path:
+        common.check_volume_name(volume_name)
+        path = self._find(volume_name)
+        if path is None:
+            raise exception.RequestError.because(
+                refusal.Reason.VOLUME_NOT_FOUND,
+                volume=volume_name,
+                backend=self.backend,
+            )
+        return path
+
+    def _exists(self, volume_name: str, state: str) -> exception.RequestError:
+        return exception.RequestError.because(
+            refusal.Reason.VOLUME_EXISTS, volume=volume_name, state=state
+        )
+
+    # Private: bases
+
+    def _load(self, name: str) -> file_bases.StoredBase | None:
+        if not file_bases.is_name(name):
+            return None
+        return file_bases.load(self._layout.bases / name, self.backend)
+
+    def _base(
+        self, location: image_location.Location
+    ) -> file_bases.StoredBase:
+        """Return the base at a location, if it can be cloned.
+
+        :raises BackendError: NOT_IN_BACKEND, BASE_NOT_FOUND, BASE_CHANGED
+        """
+        if (
+            not isinstance(location, image_location.BaseLocation)
+            or location.backend != self.backend
+        ):
+            raise exception.BackendError.because(
+                refusal.Reason.NOT_IN_BACKEND,
+                location=str(location),
+                backend=self.backend,
+            )
+        with self._translated():
+            found = self._load(location.name)
+        if found is None:
+            raise exception.BackendError.because(
+                refusal.Reason.BASE_NOT_FOUND,
+                base=location.name,
+                backend=self.backend,
+            )
+        if found.problem:
+            raise exception.BackendError.because(
+                refusal.Reason.BASE_CHANGED,
+                base=location.name,
+                problem=found.problem,
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _held_base(
+        self, location: image_location.Location
+    ) -> Iterator[tuple[file_bases.StoredBase, int]]:
+        """Keep a base from being retired, and open its image."""
+        image = self._base(location).image
+        with self._translated(), image.open('rb', buffering=0) as file:
+            self._lock_base(file.fileno(), fcntl.LOCK_SH, str(location))
+            # Again, now that it is held: it may have been retired meanwhile.
+            yield self._base(location), file.fileno()
+
+    def _lock_base(self, descriptor: int, kind: int, name: str) -> None:
+        if not file_layout.wait_lock(descriptor, kind, _BASE_LOCK_SECONDS):
+            raise self._busy(name, _BASE_LOCK_SECONDS)
+
+    def _busy(self, name: str, seconds: float) -> exception.BackendError:
+        return exception.BackendError.because(
+            refusal.Reason.BUSY,
+            what=name,
+            owner=self._layout.owner(name),
+            seconds=seconds,
+        )
+
+    def _check_childless(self, published: base.Base) -> None:
+        children = self.children(published, 21)
+        if not children:
+            return
+        names = ', '.join(children[:20])
+        raise exception.RequestError.because(
+            refusal.Reason.BASE_IN_USE,
+            base=published.name,
+            children=names + (' and more' if children[20:] else ''),
+        )
+
+    def _publish_base(self, name: str, directory: pathlib.Path) -> base.Base:
+        with self._translated():
+            # Fails where a base of that name exists: it holds files.
+            directory.rename(self._layout.bases / name)
+            file_layout.sync_directory(self._layout.bases)
+            found = self._load(name)
+        assert found is not None
+        return found.published
+
+
+@contextlib.contextmanager
+def _qemu_translated(backend: str) -> Iterator[None]:
+    """Turn a failure of qemu-img on our own files into ours."""
+    try:
+        yield
+    except qemu_img.QemuImgError as error:
+        raise exception.BackendError.because(
+            refusal.Reason.NO_SPACE
+            if error.no_space
+            else refusal.Reason.BACKEND_ERROR,
+            backend=backend,
+            problem=error.problem,
+        ) from error

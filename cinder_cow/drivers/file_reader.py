@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a raw file and tells its holes."""
+
+from collections.abc import Iterator
+import errno
+import io
+import os
+import pathlib
+
+from cinder_cow.drivers import base
+from cinder_cow.drivers import common
+from cinder_cow.drivers import file_layout
+
+
+def file_extents(descriptor: int, size: int) -> Iterator[base.Extent]:
+    """Tell the data and holes of an open file, by SEEK_DATA and SEEK_HOLE.
+
+    A file system that knows no holes tells one extent of data.
+    """
+    offset = 0
+    while offset < size:
+        try:
+            data = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = size  # nothing but a hole follows
+        data = min(data, size)
+        if data > offset:
+            yield base.Extent(offset, data - offset, hole=True)
+        if data == size:
+            return
+        offset = min(os.lseek(descriptor, data, os.SEEK_HOLE), size)
+        yield base.Extent(data, offset - data, hole=False)
+
+
+class RawReader(common.ReaderMixin):
+    """Reads a raw file; see the contract in :mod:`.base`."""
+
+    def __init__(self, path: pathlib.Path, backend: str) -> None:
+        self._backend = backend
+        self._file = path.open('rb', buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self.size:
+            raise ValueError('read beyond the size')
+        with file_layout.translated(self._backend):
+            return read_exactly(self._file, length, offset)
+
+    def extents(self) -> Iterator[base.Extent]:
+        with file_layout.translated(self._backend):
+            yield from file_extents(self._file.fileno(), self.size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_exactly(file: io.FileIO, length: int, offset: int) -> bytes:
+    """Read so many bytes of a file.
+
+    :raises OSError: also where the file ends before
+    """
+    data = os.pread(file.fileno(), length, offset)
+    if len(data) != length:
+        raise OSError(f'{file.name} is cut short')
+    return data

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the file driver's volumes and bases are written before publishing."""
+
+from collections.abc import Callable
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+
+from cinder_cow import qemu_img
+from cinder_cow.drivers import base
+from cinder_cow.drivers import common
+from cinder_cow.drivers import direct_io
+from cinder_cow.drivers import file_bases
+from cinder_cow.drivers import file_layout
+
+# linux/fs.h: share all blocks of another file.
+_FICLONE = 0x40049409
+# What a file system says that cannot: no reflinks, another file system, a
+# file with other attributes (btrfs nodatacow), an ioctl not known.
+_CANNOT_SHARE = {
+    errno.EOPNOTSUPP,
+    errno.EXDEV,
+    errno.EINVAL,
+    errno.ENOTTY,
+    errno.ENOSYS,
+}
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Make one open file share all blocks of another.
+
+    :returns: False, with nothing changed, where that cannot be
+    :raises OSError: it failed
+    """
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _CANNOT_SHARE:
+            return False
+        raise
+    return True
+
+
+class _FileSink(common.SinkMixin):
+    """A raw file in a partial, written directly, by QEMU, or by sharing."""
+
+    zeroed = True
+
+    def __init__(
+        self,
+        backend: str,
+        partial: file_layout.Partial,
+        path: pathlib.Path,
+        size: int,
+    ) -> None:
+        self._backend = backend
+        self._partial = partial
+        self._path = path
+        with contextlib.ExitStack() as undo:
+            undo.callback(partial.remove)
+            with file_layout.translated(backend):
+                path.parent.mkdir(exist_ok=True)
+                self._file = direct_io.DirectWriter(path, size)
+            undo.pop_all()
+
+    def write(self, data: base.Data) -> None:
+        with file_layout.translated(self._backend):
+            self._file.write(data)
+
+    def skip(self, length: int) -> None:
+        with file_layout.translated(self._backend):
+            self._file.skip(length)
+
+    def flush(self) -> None:
+        with file_layout.translated(self._backend):
+            self._file.flush()
+
+    def qemu_target(self) -> qemu_img.QemuNode:
+        return qemu_img.QemuNode.path(self._path, self._file.direct)
+
+    def share_file(self, descriptor: int, length: int) -> bool:
+        with file_layout.translated(self._backend):
+            if not share_blocks(descriptor, self._file.descriptor):
+                return False
+            # The source may have been written to: its length is the claim.
+            os.ftruncate(self._file.descriptor, self._file.size)
+            return True
+
+    def abort(self) -> None:
+        with contextlib.ExitStack() as both:
+            both.callback(self._partial.remove)
+            self._file.close()
+
+    @property
+    def _finished(self) -> bool:
+        return self._file.descriptor < 0
+
+
+class VolumeSink(_FileSink):
+    """Writes a volume.
+
+    :param publish: gives the file its final name
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        partial: file_layout.Partial,
+        size: int,
+        publish: Callable[[pathlib.Path], None],
+    ) -> None:
+        super().__init__(backend, partial, partial.path / 'image.raw', size)
+        self._publish = publish
+
+    def close(self) -> None:
+        if self._finished:
+            return
+        try:
+            self.flush()
+            self._publish(self._path)
+        finally:
+            self.abort()  # what is left to do is the same
+
+
+class BaseSink(_FileSink):
+    """Writes a base.
+
+    :param publish: gives its directory the final name
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        partial: file_layout.Partial,
+        size: int,
+        publish: Callable[[pathlib.Path], base.Base],
+    ) -> None:
+        path = partial.path / 'base' / file_bases.IMAGE
+        super().__init__(backend, partial, path, size)
+        self._publish = publish
+
+    def publish(self, facts: base.BaseFacts) -> base.Base:
+        if self._finished:
+            raise ValueError('published after it was finished')
+        try:
+            self.flush()
+            with file_layout.translated(self._backend):
+                file_bases.store(self._path.parent, facts)
+            return self._publish(self._path.parent)
+        finally:
+            self.abort()  # what is left to do is the same

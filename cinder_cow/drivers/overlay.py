@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""qcow2 files over a raw backing file: what a clone is without reflinks.
+
+Only files that we made are read here; the content of a guest's disk never
+decides what is opened. Header fields: QEMU's docs/interop/qcow2.txt.
+"""
+
+import bisect
+from collections.abc import Iterator
+import dataclasses
+import os
+import pathlib
+import struct
+
+from cinder_cow import qemu_img
+from cinder_cow.drivers import base
+from cinder_cow.drivers import common
+from cinder_cow.drivers import file_layout
+from cinder_cow.drivers import file_reader
+
+_HEADER = struct.Struct('>4sIQIIQ')
+# QEMU's own limit for the name of a backing file.
+_MAX_BACKING_NAME = 1023
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """Of a qcow2 file: bytes a guest sees, and its backing file's name."""
+
+    size: int
+    backing: str
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Read what we need of a header, without starting a process.
+
+    :raises OSError: the file cannot be read, or is no qcow2 file
+    """
+    with path.open('rb') as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or not head.startswith(b'QFI\xfb'):
+            raise OSError(f'{path} is not a qcow2 file')
+        _magic, _version, offset, length, _bits, size = _HEADER.unpack(head)
+        file.seek(offset)
+        name = file.read(min(length, _MAX_BACKING_NAME)) if offset else b''
+    return Header(size, os.fsdecode(name))
+
+
+class OverlayReader(common.ReaderMixin):
+    """Reads an overlay: from its own file what is there, else its backing.
+
+    The map is taken once, when it is opened; QEMU refuses it while another
+    process writes to the overlay.
+
+    :param path: of the overlay
+    :param backing: path of its raw backing file, which may be shorter
+    :raises QemuImgError: the map cannot be had
+    """
+
+    def __init__(
+        self, path: pathlib.Path, backing: pathlib.Path, backend: str
+    ) -> None:
+        self._backend = backend
+        self.size = read_header(path).size
+        parent = qemu_img.Disk(qemu_img.QemuNode.path(backing), 'raw')
+        disk = qemu_img.Disk(qemu_img.QemuNode.path(path), 'qcow2', parent)
+        self._map = [
+            _Run.of(entry)
+            for entry in qemu_img.mapping(disk, qemu_img.Limits())
+        ]
+        # Depth in the chain, as the map tells it: 0 is the overlay.
+        self._files = [path.open('rb', buffering=0)]
+        try:
+            self._files.append(backing.open('rb', buffering=0))
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset + length > self.size:
+            raise ValueError('read beyond the size')
+        data = bytearray()
+        with file_layout.translated(self._backend):
+            for run in self._runs(offset, offset + length):
+                data += self._read_run(run)
+        return bytes(data)
+
+    def extents(self) -> Iterator[base.Extent]:
+        for run in self._map:
+            yield base.Extent(run.start, run.length, run.hole)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _read_run(self, run: '_Run') -> bytes:
+        if run.hole:
+            return bytes(run.length)
+        file = self._files[run.depth]
+        return file_reader.read_exactly(file, run.length, run.file_offset)
+
+    def _runs(self, start: int, end: int) -> Iterator['_Run']:
+        """Cut the runs between two offsets out of the map."""
+        first = bisect.bisect_right(self._map, start, key=lambda r: r.start)
+        for run in self._map[first - 1 :]:
+            if run.start >= end:
+                return
+            yield run.cut(max(start, run.start), min(end, run.end))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Run:
+    """Bytes that lie together in one file of the chain, or are zeros."""
+
+    start: int
+    length: int
+    depth: int
+    file_offset: int
+    hole: bool
+
+    @classmethod
+    def of(cls, entry: dict[str, int]) -> '_Run':
+        hole = bool(entry['zero'] or not entry['data'])
+        if not hole and 'offset' not in entry:
+            raise qemu_img.QemuImgError('it holds compressed clusters')
+        return cls(
+            entry['start'],
+            entry['length'],
+            entry['depth'],
+            entry.get('offset', 0),
+            hole,
+        )
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def cut(self, start: int, end: int) -> '_Run':
+        moved = self.file_offset + start - self.start
+        return _Run(start, end - start, self.depth, moved, self.hole)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our options, and how a back end's section of cinder.conf is read.
+
+A back end's option stands in the section named after the back end, or for
+all of them in [backend_defaults], as with Cinder's own.
+"""
+
+from collections.abc import Sequence
+import copy
+import dataclasses
+from typing import Any, Self
+
+from oslo_config import cfg
+from oslo_utils import units
+from stevedore import extension
+
+DEFAULTS_GROUP = 'backend_defaults'
+DRIVERS = 'cinder_cow.drivers'
+
+OPTS: list[cfg.Opt] = [
+    cfg.StrOpt(
+        'cow_driver',
+        default='file',
+        help='Name of the driver that makes the volumes, as registered in '
+        'the entry point group cinder_cow.drivers.',
+    ),
+    cfg.BoolOpt(
+        'cow_enabled',
+        default=True,
+        help='Make volumes from images copy-on-write. When false, every '
+        'volume is a full copy. Related options: cow_fallback.',
+    ),
+    cfg.StrOpt(
+        'cow_fallback',
+        default='stream',
+        choices=[
+            ('stream', 'Copy the image into the volume, and say why.'),
+            ('refuse', 'Fail with the reasons as the message.'),
+        ],
+        help='What to do when no copy-on-write volume can be made. It is '
+        'about the full copy into a volume only: a base is made either way.',
+    ),
+    cfg.IntOpt(
+        'cow_max_image_gib',
+        default=16384,
+        min=1,
+        help='Largest virtual size of an image, in GiB. A header may claim '
+        'any size; this bounds what it can make us do.',
+    ),
+    cfg.StrOpt(
+        'cow_scratch_dir',
+        help='Directory for conversions that cannot go straight into the '
+        'back end; the system directory for temporary files when unset.',
+    ),
+    cfg.IntOpt(
+        'cow_qemu_img_memory_mib',
+        default=2048,
+        min=256,
+        help='Address space of one qemu-img process, in MiB.',
+    ),
+    cfg.IntOpt(
+        'cow_qemu_img_cpu_seconds',
+        default=3600,
+        min=1,
+        help='Processor time of one qemu-img process, in seconds.',
+    ),
+    cfg.IntOpt(
+        'cow_qemu_img_timeout',
+        default=14400,
+        min=1,
+        help='Time after which a qemu-img process is ended, in seconds.',
+    ),
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What the options of a back end say, read once.
+
+    Sizes are bytes, times are seconds. The defaults are those of ``OPTS``.
+    """
+
+    cow_enabled: bool = True
+    cow_fallback: str = 'stream'
+    max_image_size: int = 16384 * units.Gi
+    scratch_dir: str | None = None
+    qemu_img_memory: int = 2048 * units.Mi
+    qemu_img_cpu_seconds: int = 3600
+    qemu_img_timeout: int = 14400
+
+    @classmethod
+    def read(cls, options: 'BackendOptions') -> Self:
+        return cls(
+            cow_enabled=options.get('cow_enabled'),
+            cow_fallback=options.get('cow_fallback'),
+            max_image_size=options.get('cow_max_image_gib') * units.Gi,
+            scratch_dir=options.get('cow_scratch_dir'),
+            qemu_img_memory=options.get('cow_qemu_img_memory_mib') * units.Mi,
+            qemu_img_cpu_seconds=options.get('cow_qemu_img_cpu_seconds'),
+            qemu_img_timeout=options.get('cow_qemu_img_timeout'),
+        )
+
+
+class BackendOptions:
+    """The options of one back end: its section, then [backend_defaults]."""
+
+    def __init__(self, conf: cfg.ConfigOpts, backend: str) -> None:
+        self.backend = backend
+        self._conf = conf
+        self.register(OPTS)
+
+    def register(self, opts: Sequence[cfg.Opt]) -> None:
+        """Make options readable; registering them twice does no harm."""
+        self._conf.register_opts(opts, group=DEFAULTS_GROUP)
+        # In the back end's section None means "not given here".
+        for opt in opts:
+            unset = copy.copy(opt)
+            unset.default = None
+            self._conf.register_opt(unset, group=self.backend)
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - as typed by the option
+        value = self._conf[self.backend][name]
+        return self._conf[DEFAULTS_GROUP][name] if value is None else value
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """List all options, the drivers' too, for oslo-config-generator."""
+    drivers = extension.ExtensionManager[Any](DRIVERS)
+    found = [opt for driver in drivers for opt in driver.plugin.OPTS]
+    return [(DEFAULTS_GROUP, [*OPTS, *found])]

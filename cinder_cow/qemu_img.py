@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only caller of qemu-img.
+
+Every call is told the format, has limits on memory, processor time, file
+size and wall time, and dies with us. Files are named by block nodes, handed
+over as ``json:`` text made by the json module, so that no name is ever
+parsed as an option or a protocol.
+
+Limits are set by util-linux's ``prlimit`` and the death signal by its
+``setpriv`` rather than by oslo.concurrency: its prlimit wrapper starts a
+second Python, which takes longer than all the rest of a clone, and
+``preexec_fn`` is not safe with threads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from typing import Any, Self
+
+from oslo_utils import units
+
+from cinder_cow import exception
+from cinder_cow import refusal
+
+Progress = Callable[[float], None]
+
+_PERCENT = re.compile(rb'\((\d+\.\d+)/100%\)')
+_NO_SPACE = ('No space left on device', 'Disk quota exceeded')
+# Enough for the map of a very fragmented image, and a bound on a hostile one.
+_MAX_OUTPUT = 256 * units.Mi
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QemuNode:
+    """A block node for QEMU, in the terms of its ``blockdev-add``.
+
+    :param options: of the protocol node, e.g. driver and filename
+    :param direct: the page cache can be bypassed
+    :param descriptors: open files that the options refer to
+    """
+
+    options: Mapping[str, Any]
+    direct: bool = False
+    descriptors: tuple[int, ...] = ()
+
+    @classmethod
+    def path(cls, path: str | os.PathLike[str], direct: bool = False) -> Self:
+        return cls({'driver': 'file', 'filename': os.fspath(path)}, direct)
+
+    @classmethod
+    def descriptor(cls, descriptor: int) -> Self:
+        """Name an open file: what is opened is what was inspected."""
+        options = {'driver': 'file', 'filename': f'/dev/fd/{descriptor}'}
+        return cls(options, descriptors=(descriptor,))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disk:
+    """A node read as a format, told so; its backing file is ours to name.
+
+    :param backing: None overrules whatever the header asks for
+    """
+
+    node: QemuNode
+    format: str
+    backing: 'Disk | None' = None
+
+    @property
+    def text(self) -> str:
+        """The file name argument for qemu-img."""
+        return 'json:' + json.dumps(self._options())
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            'driver': self.format,
+            'file': dict(self.node.options),
+        }
+        if self.format == 'qcow2':
+            backing = self.backing
+            options['backing'] = backing._options() if backing else None
+        return options
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one qemu-img process may use: bytes and seconds."""
+
+    memory: int = 2 * units.Gi
+    cpu_seconds: int = 3600
+    timeout: float = 14400
+    file_size: int | None = None
+
+
+class QemuImgError(Exception):
+    """qemu-img failed; says why in its own words."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    @property
+    def no_space(self) -> bool:
+        return any(text in self.problem for text in _NO_SPACE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """What ``qemu-img check`` found.
+
+    :param damaged: it found corruption, or could not check all
+    :param leaks: clusters counted as used that nothing uses
+    :param end: offset behind the last cluster in use, bytes
+    """
+
+    damaged: bool
+    leaks: int
+    end: int
+
+
+def check(disk: Disk, limits: Limits) -> Check:
+    """Check the inner consistency of an image.
+
+    :raises QemuImgError: it cannot be opened as that format
+    """
+    # 2 is corruption, 3 is leaks: both come with a report.
+    output = _run(
+        ['check', '--output=json', disk.text], limits, disk, good=(0, 2, 3)
+    )
+    report = _json(output)
+    return Check(
+        damaged=bool(report.get('corruptions') or report['check-errors']),
+        leaks=report.get('leaks', 0),
+        end=report.get('image-end-offset', 0),
+    )
+
+
+def mapping(disk: Disk, limits: Limits) -> Any:  # noqa: ANN401 - see below
+    """Tell where each run of bytes of a disk lies.
+
+    :returns: the list of objects of ``qemu-img map --output=json``
+    :raises QemuImgError: it cannot be read, or is in use by a writer
+    """
+    return _json(_run(['map', '--output=json', disk.text], limits, disk))
+
+
+def convert(
+    source: Disk,
+    target: Disk,
+    *,
+    zeroed: bool,
+    limits: Limits,
+    progress: Progress | None = None,
+) -> None:
+    """Write all of a disk into an existing target.
+
+    :param zeroed: the target is known to read as zeros
+    :param progress: called with the fraction done, 0.0 to 1.0
+    :raises QemuImgError: what is in the target then is not to be used
+    """
+    arguments = ['convert', '-p', '-n', '-W', '-O', target.format]
+    arguments += ['-t', 'none' if target.node.direct else 'writeback']
+    if zeroed:
+        arguments.append('--target-is-zero')
+    arguments += [source.text, target.text]
+    _run(arguments, limits, source, target, progress=progress)
+
+
+def create_overlay(
+    path: str | os.PathLike[str], backing: str, size: int
+) -> None:
+    """Make a qcow2 file over a raw backing file.
+
+    :param backing: its path as seen from the directory of the finished
+        overlay; it is not opened now
+    :param size: bytes
+    :raises QemuImgError: it cannot be written
+    """
+    _run(
+        ['create', '-q', '-f', 'qcow2', '-u', '-b', backing, '-F', 'raw',
+         os.fspath(path), str(size)],
+        Limits(),
+    )  # fmt: skip
+
+
+def resize(path: str | os.PathLike[str], size: int) -> None:
+    """Make a qcow2 file larger.
+
+    :raises QemuImgError: it cannot be written, or is in use
+    """
+    _run(['resize', '-q', '-f', 'qcow2', os.fspath(path), str(size)], Limits())
+
+
+def _json(output: bytes) -> Any:  # noqa: ANN401 - whatever qemu-img tells
+    try:
+        return json.loads(output)
+    except ValueError:
+        raise QemuImgError('its answer is not JSON') from None
+
+
+def _run(
+    arguments: Sequence[str],
+    limits: Limits,
+    *disks: Disk,
+    good: Sequence[int] = (0,),
+    progress: Progress | None = None,
+) -> bytes:
+    """Run qemu-img and return what it printed.
+
+    :raises QemuImgError: an exit status that is not good, or a limit reached
+    :raises BackendError: TOOL_MISSING
+    """
+    command = [*_prefix(limits), 'qemu-img', *arguments]
+    _need('qemu-img', 'qemu-utils')
+    descriptors = [fd for disk in disks for fd in disk.node.descriptors]
+    environment = {'PATH': os.environ.get('PATH', os.defpath), 'LC_ALL': 'C'}
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            pass_fds=descriptors,
+            env=environment,
+        ) as process,
+    ):
+        timer = threading.Timer(limits.timeout, process.kill)
+        timer.start()
+        try:
+            output = _read_output(process, progress)
+            status = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            timed_out = not timer.is_alive()
+            timer.cancel()
+        errors.seek(0)
+        said = errors.read(64 * units.Ki).decode(errors='replace').strip()
+    if status in good:
+        return output
+    raise QemuImgError(_why(status, said, timed_out))
+
+
+def _prefix(limits: Limits) -> list[str]:
+    prefix = ['setpriv', '--pdeathsig', 'KILL', '--']
+    _need('setpriv', 'util-linux')
+    prefix += ['prlimit', f'--as={limits.memory}', '--core=0']
+    prefix.append(f'--cpu={limits.cpu_seconds}')
+    if limits.file_size is not None:
+        prefix.append(f'--fsize={limits.file_size}')
+    return [*prefix, '--']
+
+
+def _need(tool: str, package: str) -> None:
+    if shutil.which(tool) is None:
+        raise exception.BackendError.because(
+            refusal.Reason.TOOL_MISSING, tool=tool, package=package
+        )
+
+
+def _read_output(
+    process: 'subprocess.Popen[bytes]', progress: Progress | None
+) -> bytes:
+    """Read standard output to its end; with progress, read it as such."""
+    assert process.stdout is not None
+    output = bytearray()
+    descriptor = process.stdout.fileno()
+    while chunk := os.read(descriptor, 64 * units.Ki):
+        if progress is not None and (found := _PERCENT.findall(chunk)):
+            progress(float(found[-1]) / 100)
+        output += chunk
+        if len(output) > _MAX_OUTPUT:
+            raise QemuImgError('it printed more than it should')
+    return bytes(output)
+
+
+def _why(status: int, said: str, timed_out: bool) -> str:
+    if timed_out:
+        return 'it took too long and was ended'
+    if status < 0:
+        return f'it was ended by {signal.Signals(-status).name}'
+    # The first line is the cause; those after it are consequences.
+    first = said.splitlines()[0] if said else f'exit status {status}'
+    return refusal.printable(first.removeprefix('qemu-img: '), 300)

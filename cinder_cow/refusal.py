@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why something is not possible: every reason, its sentence and its remedy.
+
+The one home of what we say when we say no. Plans, drivers and errors hold a
+:class:`Refusal`; the documentation's list of reasons is tested against this
+file.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import enum
+from typing import Any
+
+from cinder_cow.i18n import _
+
+
+class Reason(enum.Enum):
+    """Why a candidate, an image or a request was refused.
+
+    The value is the code printed and kept; the sentences are in ``_TEXTS``.
+    """
+
+    # The request
+    INVALID_NAME = 'invalid_name'
+    VOLUME_EXISTS = 'volume_exists'
+    VOLUME_NOT_FOUND = 'volume_not_found'
+    VOLUME_TOO_SMALL = 'volume_too_small'
+    SHRINK = 'shrink'
+    EXPORT_EXISTS = 'export_exists'
+    # The configuration
+    BACKEND_UNKNOWN = 'backend_unknown'
+    LAYOUT_UNKNOWN = 'layout_unknown'
+    COW_DISABLED = 'cow_disabled'
+    FALLBACK_REFUSED = 'fallback_refused'
+    NOT_CLONEABLE = 'not_cloneable'
+    NO_BASE_KEEPING = 'no_base_keeping'
+    TOOL_MISSING = 'tool_missing'
+    # The image
+    IMAGE_NOT_FOUND = 'image_not_found'
+    IMAGE_NOT_ACTIVE = 'image_not_active'
+    IMAGE_RECORD_INVALID = 'image_record_invalid'
+    IMAGE_CHANGED = 'image_changed'
+    NOT_AN_IMAGE = 'not_an_image'
+    EMPTY_IMAGE = 'empty_image'
+    FORMAT_MISMATCH = 'format_mismatch'
+    FORMAT_UNSUPPORTED = 'format_unsupported'
+    BACKING_FILE = 'backing_file'
+    DATA_FILE = 'data_file'
+    UNKNOWN_FEATURES = 'unknown_features'
+    IMAGE_CORRUPT = 'image_corrupt'
+    IMAGE_TOO_LARGE = 'image_too_large'
+    HASH_MISMATCH = 'hash_mismatch'
+    HASH_UNKNOWN = 'hash_unknown'
+    LOCATION_INVALID = 'location_invalid'
+    NOT_IN_BACKEND = 'not_in_backend'
+    # Bases
+    NO_BASE = 'no_base'
+    BASE_NOT_FOUND = 'base_not_found'
+    BASE_CHANGED = 'base_changed'
+    BASE_IN_USE = 'base_in_use'
+    # The back end, while at work
+    NO_SPACE = 'no_space'
+    BUSY = 'busy'
+    CONVERSION_FAILED = 'conversion_failed'
+    BACKEND_ERROR = 'backend_error'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Text:
+    detail: str
+    remedy: str
+
+
+_TEXTS: dict[Reason, _Text] = {
+    Reason.INVALID_NAME: _Text(
+        _("'%(name)s' is not a volume name: %(problem)s"),
+        _(
+            'Use letters, digits and ".", "_", "+", "-", at most 200 of'
+            ' them, beginning with a letter or digit and not with "cow-".'
+        ),
+    ),
+    Reason.VOLUME_EXISTS: _Text(
+        _("volume '%(volume)s' %(state)s"),
+        _('Choose another name, or delete that volume first.'),
+    ),
+    Reason.VOLUME_NOT_FOUND: _Text(
+        _("there is no volume '%(volume)s' in back end '%(backend)s'"),
+        _('See "cinder-cow volume list" for the names.'),
+    ),
+    Reason.VOLUME_TOO_SMALL: _Text(
+        _("image '%(image)s' needs %(needed)d bytes, the volume has %(size)d"),
+        _('Make the volume at least %(needed_gib)d GiB large.'),
+    ),
+    Reason.SHRINK: _Text(
+        _("volume '%(volume)s' has %(size)d bytes, more than %(new_size)d"),
+        _('A volume is never shrunk: give at least its size.'),
+    ),
+    Reason.EXPORT_EXISTS: _Text(
+        _("'%(path)s' exists already"),
+        _('Choose another path, or remove that file first.'),
+    ),
+    Reason.BACKEND_UNKNOWN: _Text(
+        _('%(problem)s'),
+        _('%(remedy)s'),
+    ),
+    Reason.LAYOUT_UNKNOWN: _Text(
+        _("directory '%(path)s' has layout %(found)s, we know %(known)s"),
+        _(
+            'Use the release of cinder_cow that made it, or give an empty'
+            ' directory.'
+        ),
+    ),
+    Reason.COW_DISABLED: _Text(
+        _("copy-on-write is switched off in back end '%(backend)s'"),
+        _('Set cow_enabled = true in section [%(backend)s].'),
+    ),
+    Reason.FALLBACK_REFUSED: _Text(
+        _("full copies are forbidden in back end '%(backend)s'"),
+        _('Set cow_fallback = stream in section [%(backend)s].'),
+    ),
+    Reason.NOT_CLONEABLE: _Text(
+        _("the driver of back end '%(backend)s' cannot clone"),
+        _('Use a back end whose driver clones, for instance "file".'),
+    ),
+    Reason.NO_BASE_KEEPING: _Text(
+        _("the driver of back end '%(backend)s' keeps no bases"),
+        _('Use a back end whose driver keeps bases, for instance "file".'),
+    ),
+    Reason.TOOL_MISSING: _Text(
+        _("the program '%(tool)s' is not on the PATH"),
+        _('Install it: apt-get install %(package)s.'),
+    ),
+    Reason.IMAGE_NOT_FOUND: _Text(
+        _("image '%(image)s' cannot be read: %(problem)s"),
+        _('Give the path of a file this user may read.'),
+    ),
+    Reason.IMAGE_NOT_ACTIVE: _Text(
+        _("image '%(image)s' has the status '%(status)s'"),
+        _('Wait until it is active, or upload its data.'),
+    ),
+    Reason.IMAGE_RECORD_INVALID: _Text(
+        _("the record of image '%(image)s' has a bad %(field)s: %(value)s"),
+        _('Correct the record, or upload the image again.'),
+    ),
+    Reason.IMAGE_CHANGED: _Text(
+        _("image '%(image)s' changed while it was read"),
+        _('Try again when nothing writes to it.'),
+    ),
+    Reason.NOT_AN_IMAGE: _Text(
+        _("'%(image)s' is not a disk image: %(problem)s"),
+        _('%(remedy)s'),
+    ),
+    Reason.EMPTY_IMAGE: _Text(
+        _("image '%(image)s' has no bytes"),
+        _('Upload or write the image again.'),
+    ),
+    Reason.FORMAT_MISMATCH: _Text(
+        _(
+            "image '%(image)s' claims to be %(claimed)s, its content is"
+            ' %(content)s'
+        ),
+        _('Claim the true format: --disk-format %(right)s.'),
+    ),
+    Reason.FORMAT_UNSUPPORTED: _Text(
+        _("image '%(image)s' is %(format)s, which is not taken"),
+        _('Convert it: qemu-img convert -O qcow2 OLD NEW.'),
+    ),
+    Reason.BACKING_FILE: _Text(
+        _("image '%(image)s' has a backing file, which would be read too"),
+        _('Merge the two: qemu-img convert -O qcow2 OLD NEW.'),
+    ),
+    Reason.DATA_FILE: _Text(
+        _("image '%(image)s' keeps its data in another file"),
+        _('Merge the two: qemu-img convert -O qcow2 OLD NEW.'),
+    ),
+    Reason.UNKNOWN_FEATURES: _Text(
+        _("image '%(image)s' uses qcow2 features that are not known"),
+        _('Make it again without them: qemu-img convert -O qcow2 SOURCE NEW.'),
+    ),
+    Reason.IMAGE_CORRUPT: _Text(
+        _("image '%(image)s' is damaged or cut short: %(problem)s"),
+        _('Upload or write the image again from an intact copy.'),
+    ),
+    Reason.IMAGE_TOO_LARGE: _Text(
+        _(
+            "image '%(image)s' has a virtual size of %(size)d bytes, more"
+            ' than the limit of %(limit)d'
+        ),
+        _('Raise cow_max_image_gib to %(size_gib)d if this image is right.'),
+    ),
+    Reason.HASH_MISMATCH: _Text(
+        _(
+            "the bytes of image '%(image)s' have the %(algorithm)s"
+            ' %(found)s, its record says %(expected)s'
+        ),
+        _('Upload the image again: its data are not what was uploaded.'),
+    ),
+    Reason.HASH_UNKNOWN: _Text(
+        _("image '%(image)s' has a hash by '%(algorithm)s', not known here"),
+        _('Have the image hashed with sha512 (Glance: hashing_algorithm).'),
+    ),
+    Reason.LOCATION_INVALID: _Text(
+        _("'%(location)s' is not a location: %(problem)s"),
+        _('Correct the location in the image record.'),
+    ),
+    Reason.NOT_IN_BACKEND: _Text(
+        _("%(location)s is outside of back end '%(backend)s'"),
+        _('Use a back end that holds it, or let a base be made here.'),
+    ),
+    Reason.NO_BASE: _Text(
+        _("back end '%(backend)s' has no base of image '%(image)s' yet"),
+        _('Create a volume from the image: the first one makes the base.'),
+    ),
+    Reason.BASE_NOT_FOUND: _Text(
+        _("there is no base '%(base)s' in back end '%(backend)s'"),
+        _('See "cinder-cow base list" for the names.'),
+    ),
+    Reason.BASE_CHANGED: _Text(
+        _("base '%(base)s' was changed behind our back: %(problem)s"),
+        _(
+            'Export and delete the volumes that hang on it, if any; then'
+            ' "cinder-cow base remove %(base)s", and it is made anew.'
+        ),
+    ),
+    Reason.BASE_IN_USE: _Text(
+        _("base '%(base)s' is the parent of %(children)s"),
+        _('Delete these volumes first.'),
+    ),
+    Reason.NO_SPACE: _Text(
+        _("no space left in back end '%(backend)s': %(problem)s"),
+        _('Free some space there and try again.'),
+    ),
+    Reason.BUSY: _Text(
+        _('%(what)s is held by %(owner)s, for more than %(seconds)d s'),
+        _('Try again when it has ended, or end it.'),
+    ),
+    Reason.CONVERSION_FAILED: _Text(
+        _("image '%(image)s' could not be converted: %(problem)s"),
+        _('Check it with qemu-img check, and convert it by hand to see more.'),
+    ),
+    Reason.BACKEND_ERROR: _Text(
+        _("back end '%(backend)s' failed: %(problem)s"),
+        _('Look at the storage; the system log may say more.'),
+    ),
+}
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Make hostile text safe to print: no control characters, not long."""
+    return ''.join(c if c.isprintable() else '?' for c in text[:limit])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """One reason with its facts.
+
+    :param reason: the code
+    :param facts: what the sentence and the remedy of the reason need
+    """
+
+    reason: Reason
+    facts: Mapping[str, Any]
+
+    @property
+    def detail(self) -> str:
+        """What is the case, as a sentence without a full stop."""
+        return _TEXTS[self.reason].detail % self.facts
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do about it."""
+        return _TEXTS[self.reason].remedy % self.facts
+
+    def __str__(self) -> str:
+        return f'{self.detail} ({self.reason.value}). {self.remedy}'
+
+
+def refuse(reason: Reason, **facts: Any) -> Refusal:  # noqa: ANN401
+    """Make a refusal; a missing fact is found here, not when it is read."""
+    refusal = Refusal(reason, facts)
+    str(refusal)
+    return refusal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer of ``cloneable``: true, or false with its refusal."""
+
+    refusal: Refusal | None = None
+
+    def __bool__(self) -> bool:
+        return self.refusal is None
+
+
+YES = Verdict()
+
+
+def no(reason: Reason, **facts: Any) -> Verdict:  # noqa: ANN401
+    """Answer no, and why."""
+    return Verdict(refuse(reason, **facts))

@@ -1,0 +1,534 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One suite that every driver must pass; drivers elsewhere may join it too.
+
+A driver joins by mixing :class:`DriverConformance`, or for one that keeps
+bases :class:`BaseKeeperConformance`, into a test case that gives
+``make_driver`` and ``overwrite``::
+
+    class TestMine(conformance.DriverConformance, testtools.TestCase):
+        def make_driver(self):
+            return MyDriver(...)
+
+        def overwrite(
+            self, volume_name, offset, data
+        ): ...  # what a guest does: write into an existing volume
+
+Data are pictures: ``'AA.B'`` is two blocks of "A", a hole and a block of
+"B".
+"""
+
+import threading
+import time
+from typing import Any, TYPE_CHECKING
+import unittest
+
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow import image_location
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+
+# The unit of the pictures: more than the block of any driver here, and not
+# a multiple of 4096, so that blocks and pictures do not line up.
+BLOCK = 70 * 1024 + 512
+
+
+def picture(text: str) -> bytes:
+    """Draw the bytes of a picture."""
+    return b''.join((b'\0' if c == '.' else c.encode()) * BLOCK for c in text)
+
+
+# The mixins are no test cases themselves, or they would be run alone.
+_Case: Any = unittest.TestCase if TYPE_CHECKING else object
+
+
+class DriverConformance(_Case):
+    """The cases; each is about one promise of the contract."""
+
+    driver: Any
+
+    def make_driver(self) -> base.Driver:
+        """Return a driver on an empty back end of its own."""
+        raise NotImplementedError
+
+    def overwrite(self, volume_name: str, offset: int, data: bytes) -> None:
+        """Write into an existing volume as a guest does."""
+        raise NotImplementedError
+
+    def setUp(self):
+        super().setUp()
+        self.driver = self.make_driver()
+
+    # What the cases are told in
+
+    def write_volume(self, name, text, size=None):
+        content = picture(text)
+        size = len(content) if size is None else size
+        with self.driver.open(name, size) as writer:
+            self.draw(writer, text)
+            writer.close()
+        return content.ljust(size, b'\0')
+
+    def draw(self, sink, text):
+        for block in text:
+            if block == '.':
+                sink.skip(BLOCK)
+            else:
+                sink.write(picture(block))
+
+    def content(self, source):
+        """Read all of a volume or base, in pieces of an odd size."""
+        with self.driver.read(source) as reader:
+            step = 100_003
+            return b''.join(
+                reader.read(offset, min(step, reader.size - offset))
+                for offset in range(0, reader.size, step)
+            )
+
+    def key(self, image_id='image-1', content_id='sha512:1'):
+        return base.BaseKey(image_id, content_id)
+
+    def facts(self, key, text):
+        return base.BaseFacts(
+            key=key,
+            image_name='an image',
+            source_format='raw',
+            content_size=len(picture(text)),
+            hash='',
+            made_at=time.time(),
+        )
+
+    def make_base(self, text, image_id='image-1'):
+        key = self.key(image_id)
+        with self.driver.begin_base(key, len(picture(text))) as writer:
+            self.draw(writer, text)
+            return writer.publish(self.facts(key, text))
+
+    def image_at(self, location):
+        return images.ImageInfo(
+            id='image-1', name='an image', disk_format='raw'
+        ).at(location)
+
+    def clone(self, made, name, size=None):
+        driver = self.driver.bound(base.VolumeRequest(size=size))
+        return driver.clone(self.image_at(made.location), name)
+
+    def names(self):
+        return [volume.name for volume in self.driver.list()]
+
+    def assert_refused(self, reason, call, *args):
+        """Call; it must raise one of our errors with that reason."""
+        try:
+            call(*args)
+        except exception.CowError as error:
+            self.assertEqual(reason, error.reason)
+            return str(error)
+        raise AssertionError(f'{reason} was not raised')
+
+    # A volume by open, write and close
+
+    def test_is_a_driver(self):
+        self.assertIsInstance(self.driver, base.Driver)
+        self.assertEqual([], self.names())
+
+    def test_written_bytes_are_read(self):
+        content = self.write_volume('v1', 'AB.C')
+        self.assertEqual(content, self.content('v1'))
+
+    def test_last_block_is_kept(self):
+        with self.driver.open('v1', 3 * 4096 + 512) as writer:
+            writer.write(b'A' * 3 * 4096)
+            writer.write(b'B' * 512)
+            writer.close()
+        self.assertEqual(b'B' * 512, self.content('v1')[-512:])
+
+    def test_many_small_writes_are_one_stream(self):
+        content = bytes(range(256)) * 512
+        with self.driver.open('v1', len(content)) as writer:
+            for offset in range(0, len(content), 777):
+                writer.write(content[offset : offset + 777])
+            writer.close()
+        self.assertEqual(content, self.content('v1'))
+
+    def test_buffer_may_change_after_write(self):
+        buffer = bytearray(b'A' * 1_000_000)
+        with self.driver.open('v1', 2_000_000) as writer:
+            writer.write(buffer)
+            buffer[:] = b'B' * 1_000_000
+            writer.write(buffer)
+            buffer[:] = b'C' * 1_000_000
+            writer.close()
+        expected = b'A' * 1_000_000 + b'B' * 1_000_000
+        self.assertEqual(expected, self.content('v1'))
+
+    def test_what_is_not_written_is_zeros(self):
+        content = self.write_volume('v1', 'A', size=8 * BLOCK)
+        self.assertEqual(content, self.content('v1'))
+
+    def test_size_is_what_was_asked(self):
+        self.write_volume('v1', 'A', size=5 * BLOCK)
+        self.assertEqual(5 * BLOCK, self.driver.show('v1').size)
+        with self.driver.read('v1') as reader:
+            self.assertEqual(5 * BLOCK, reader.size)
+
+    def test_odd_sizes(self):
+        for size in (1, 511, 513, 4095, 4097, 1024 * 1024 + 1):
+            name = f'v{size}'
+            content = (b'0123456789abcdef' * (size // 16 + 1))[:size]
+            with self.driver.open(name, size) as writer:
+                writer.write(content)
+                writer.close()
+            self.assertEqual(size, self.driver.show(name).size)
+            self.assertEqual(content, self.content(name))
+
+    def test_nothing_is_seen_before_close(self):
+        with self.driver.open('v1', BLOCK) as writer:
+            writer.write(picture('A'))
+            writer.flush()
+            self.assertFalse(self.driver.exists('v1'))
+            self.assertEqual([], self.names())
+            writer.close()
+        self.assertTrue(self.driver.exists('v1'))
+
+    def test_close_twice(self):
+        with self.driver.open('v1', BLOCK) as writer:
+            writer.write(picture('A'))
+            writer.close()
+            writer.close()
+            writer.abort()
+        self.assertEqual(picture('A'), self.content('v1'))
+
+    def test_abort_leaves_nothing(self):
+        writer = self.driver.open('v1', BLOCK)
+        writer.write(picture('A'))
+        writer.abort()
+        writer.abort()
+        self.assertFalse(self.driver.exists('v1'))
+        self.assertEqual([], self.names())
+        self.write_volume('v1', 'B')
+        self.assertEqual(picture('B'), self.content('v1'))
+
+    def test_leaving_the_block_unfinished_aborts(self):
+        with self.driver.open('v1', BLOCK) as writer:
+            writer.write(picture('A'))
+        self.assertFalse(self.driver.exists('v1'))
+
+    def test_an_error_in_the_block_comes_through(self):
+        try:
+            with self.driver.open('v1', BLOCK) as writer:
+                writer.write(picture('A'))
+                raise KeyError('first')  # noqa: TRY301
+        except KeyError as error:
+            self.assertEqual(('first',), error.args)
+        self.assertFalse(self.driver.exists('v1'))
+
+    def test_writing_beyond_the_size_is_an_error(self):
+        with self.driver.open('v1', BLOCK) as writer:
+            writer.write(picture('A'))
+            self.assertRaises(ValueError, writer.write, b'x')
+            self.assertRaises(ValueError, writer.skip, 1)
+
+    def test_a_name_in_use_is_refused_and_kept(self):
+        self.write_volume('v1', 'A')
+        self.assert_refused(Reason.VOLUME_EXISTS, self.write_volume, 'v1', 'B')
+        self.assertEqual(picture('A'), self.content('v1'))
+
+    def test_a_name_being_made_is_refused(self):
+        with self.driver.open('v1', BLOCK) as writer:
+            self.assert_refused(
+                Reason.VOLUME_EXISTS, self.driver.open, 'v1', BLOCK
+            )
+            writer.write(picture('A'))
+            writer.close()
+        self.assertEqual(picture('A'), self.content('v1'))
+
+    def test_bad_names_are_refused(self):
+        bad = [
+            '',
+            'a/b',
+            '..',
+            '.',
+            '.a',
+            'a..b',
+            'a\nb',
+            'a\0b',
+            'a b',
+            'cow-x',
+            '-rf',
+            'x' * 201,
+            'ü',
+            '/etc/passwd',
+            'a,b',
+            'a:b',
+        ]
+        for name in bad:
+            for call in (
+                lambda name: self.driver.open(name, BLOCK),
+                self.driver.delete,
+            ):
+                self.assert_refused(Reason.INVALID_NAME, call, name)
+
+    def test_names_that_look_alike(self):
+        names = ['v', 'v.raw', 'v.qcow2', 'v.lock', 'V', 'v.raw.raw', '0']
+        for name in names:
+            self.write_volume(name, 'A', size=BLOCK + len(name))
+        self.assertEqual(sorted(names), sorted(self.names()))
+        for name in names:
+            self.assertEqual(BLOCK + len(name), self.driver.show(name).size)
+        self.driver.delete('v')
+        self.assertEqual(sorted(names[1:]), sorted(self.names()))
+
+    # Reading
+
+    def test_extents_cover_the_volume_and_tell_the_truth(self):
+        content = self.write_volume('v1', 'A..B', size=10 * BLOCK)
+        with self.driver.read('v1') as reader:
+            end = 0
+            for extent in reader.extents():
+                self.assertEqual(end, extent.offset)
+                end += extent.length
+                if extent.hole:
+                    self.assertEqual(
+                        b'\0' * extent.length, content[extent.offset : end]
+                    )
+            self.assertEqual(len(content), end)
+
+    def test_reading_beyond_the_end_is_an_error(self):
+        self.write_volume('v1', 'A')
+        with self.driver.read('v1') as reader:
+            self.assertRaises(ValueError, reader.read, BLOCK - 1, 2)
+
+    def test_reading_what_is_not_there(self):
+        self.assert_refused(
+            Reason.VOLUME_NOT_FOUND, self.driver.read, 'nothing'
+        )
+        self.assert_refused(
+            Reason.VOLUME_NOT_FOUND, self.driver.show, 'nothing'
+        )
+
+    # Extend, delete, list
+
+    def test_extend_keeps_content_and_adds_zeros(self):
+        content = self.write_volume('v1', 'AB')
+        self.driver.extend('v1', 7 * BLOCK)
+        self.assertEqual(7 * BLOCK, self.driver.show('v1').size)
+        self.assertEqual(content.ljust(7 * BLOCK, b'\0'), self.content('v1'))
+
+    def test_extend_never_shrinks(self):
+        self.write_volume('v1', 'AB')
+        self.assert_refused(Reason.SHRINK, self.driver.extend, 'v1', BLOCK)
+        self.driver.extend('v1', 2 * BLOCK)
+        self.assertEqual(picture('AB'), self.content('v1'))
+
+    def test_extend_what_is_not_there(self):
+        self.assert_refused(
+            Reason.VOLUME_NOT_FOUND, self.driver.extend, 'nothing', BLOCK
+        )
+
+    def test_delete(self):
+        self.write_volume('v1', 'A')
+        self.write_volume('v2', 'B')
+        self.driver.delete('v1')
+        self.assertFalse(self.driver.exists('v1'))
+        self.assertEqual(['v2'], self.names())
+        self.assertEqual(picture('B'), self.content('v2'))
+
+    def test_delete_what_is_gone_succeeds(self):
+        self.write_volume('v1', 'A')
+        self.driver.delete('v1')
+        self.driver.delete('v1')
+        self.driver.delete('never-was')
+
+    def test_a_name_is_free_after_delete(self):
+        self.write_volume('v1', 'AB')
+        self.driver.delete('v1')
+        self.write_volume('v1', 'C')
+        self.assertEqual(picture('C'), self.content('v1'))
+
+    def test_list_tells_what_show_tells(self):
+        for name in ('b', 'a', 'c'):
+            self.write_volume(name, 'A')
+        listed = list(self.driver.list())
+        self.assertEqual(['a', 'b', 'c'], [v.name for v in listed])
+        self.assertEqual([self.driver.show(v.name) for v in listed], listed)
+
+
+class BaseKeeperConformance(DriverConformance):
+    """The cases of a driver that clones and keeps bases as well."""
+
+    def test_is_a_base_keeper(self):
+        self.assertIsInstance(self.driver, base.BaseKeeper)
+
+    def test_a_base_is_found_by_its_whole_key(self):
+        made = self.make_base('AB')
+        self.assertEqual(made, self.driver.find_base(self.key()))
+        for other in (
+            self.key(image_id='image-2'),
+            self.key(content_id='sha512:2'),
+        ):
+            self.assertIsNone(self.driver.find_base(other))
+
+    def test_a_base_is_no_volume(self):
+        made = self.make_base('AB')
+        self.assertEqual([], self.names())
+        self.assertEqual([made], list(self.driver.list_bases()))
+        self.assertEqual(picture('AB'), self.content(made.location))
+
+    def test_an_unfinished_base_is_not_found(self):
+        with self.driver.begin_base(self.key(), BLOCK) as writer:
+            writer.write(picture('A'))
+            self.assertIsNone(self.driver.find_base(self.key()))
+        self.assertIsNone(self.driver.find_base(self.key()))
+        self.assertEqual([], list(self.driver.list_bases()))
+        self.make_base('B')
+        self.assertIsNotNone(self.driver.find_base(self.key()))
+
+    def test_a_second_maker_is_given_the_first_ones_base(self):
+        with self.driver.begin_base(self.key(), BLOCK) as writer:
+            answers = []
+            second = threading.Thread(
+                target=lambda: answers.append(
+                    self.driver.begin_base(self.key(), BLOCK)
+                )
+            )
+            second.start()
+            second.join(0.2)
+            self.assertEqual([], answers)
+            writer.write(picture('A'))
+            made = writer.publish(self.facts(self.key(), 'A'))
+        second.join(30)
+        self.assertEqual([made], answers)
+
+    def test_a_clone_has_the_bytes_of_its_parent(self):
+        made = self.make_base('A.BC')
+        info = self.clone(made, 'v1')
+        self.assertEqual(picture('A.BC'), self.content('v1'))
+        self.assertEqual(info.size, len(picture('A.BC')))
+        self.assertEqual(self.driver.show('v1').size, info.size)
+
+    def test_a_clone_has_the_size_asked_for(self):
+        made = self.make_base('AB')
+        self.clone(made, 'v1', size=9 * BLOCK)
+        expected = picture('AB').ljust(9 * BLOCK, b'\0')
+        self.assertEqual(expected, self.content('v1'))
+
+    def test_a_clone_is_never_a_truncation(self):
+        made = self.make_base('AB')
+        self.assert_refused(
+            Reason.VOLUME_TOO_SMALL, self.clone, made, 'v1', 2 * BLOCK - 1
+        )
+        self.assertFalse(self.driver.exists('v1'))
+
+    def test_a_clone_takes_almost_no_space(self):
+        made = self.make_base('A' * 100)
+        before = self.driver.show(self.clone(made, 'v1').name).allocated
+        self.overwrite('v1', 0, b'x' * 4096)
+        after = self.driver.show('v1').allocated
+        self.assertLess(after - before, 100 * BLOCK // 4)
+
+    def test_a_write_to_a_clone_shows_in_no_other(self):
+        made = self.make_base('ABC')
+        for name in ('v1', 'v2', 'v3'):
+            self.clone(made, name)
+        self.overwrite('v2', BLOCK - 100, b'x' * 200)
+        self.assertEqual(picture('ABC'), self.content('v1'))
+        self.assertEqual(picture('ABC'), self.content('v3'))
+        self.assertEqual(picture('ABC'), self.content(made.location))
+        self.clone(made, 'v4')
+        self.assertEqual(picture('ABC'), self.content('v4'))
+        changed = bytearray(picture('ABC'))
+        changed[BLOCK - 100 : BLOCK + 100] = b'x' * 200
+        self.assertEqual(bytes(changed), self.content('v2'))
+
+    def test_clone_and_stream_give_the_same_bytes(self):
+        self.clone(self.make_base('A..BC.'), 'fast', size=8 * BLOCK)
+        self.write_volume('slow', 'A..BC.', size=8 * BLOCK)
+        self.assertEqual(self.content('slow'), self.content('fast'))
+
+    def test_a_clone_can_be_extended_and_deleted(self):
+        made = self.make_base('AB')
+        self.clone(made, 'v1')
+        self.driver.extend('v1', 6 * BLOCK)
+        expected = picture('AB').ljust(6 * BLOCK, b'\0')
+        self.assertEqual(expected, self.content('v1'))
+        self.driver.delete('v1')
+        self.assertEqual([], self.names())
+        self.assertEqual(picture('AB'), self.content(made.location))
+
+    def test_a_clone_does_not_take_a_name_in_use(self):
+        self.write_volume('v1', 'Z')
+        made = self.make_base('AB')
+        self.assert_refused(Reason.VOLUME_EXISTS, self.clone, made, 'v1')
+        self.assertEqual(picture('Z'), self.content('v1'))
+
+    def test_only_own_bases_are_cloneable(self):
+        made = self.make_base('AB')
+        self.assertTrue(self.driver.cloneable(self.image_at(made.location)))
+        for location in (
+            image_location.BaseLocation('another', made.name),
+            image_location.BaseLocation(self.driver.backend, 'cow-base-no'),
+            image_location.parse('file:///etc/passwd'),
+            image_location.parse('unheard-of://x/y'),
+        ):
+            verdict = self.driver.cloneable(self.image_at(location))
+            self.assertFalse(verdict)
+            self.assertTrue(verdict.refusal.remedy)
+
+    def test_a_base_with_children_stays(self):
+        made = self.make_base('AB')
+        self.clone(made, 'v1')
+        children = self.driver.children(made, 20)
+        if children:
+            self.assertEqual(['v1'], list(children))
+            message = self.assert_refused(
+                Reason.BASE_IN_USE, self.driver.retire_base, made.name
+            )
+            self.assertIn('v1', message)
+            self.driver.delete('v1')
+        self.driver.retire_base(made.name)
+        self.driver.retire_base(made.name)
+        self.assertIsNone(self.driver.find_base(self.key()))
+        if not children:
+            self.assertEqual(picture('AB'), self.content('v1'))
+
+    def test_many_at_once(self):
+        made = self.make_base('AB')
+        errors = []
+
+        def work(number):
+            try:
+                for turn in range(5):
+                    name = f'v{number}-{turn}'
+                    self.clone(made, name)
+                    if turn % 2:
+                        self.driver.delete(name)
+            except BaseException as error:  # noqa: BLE001 - told below
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual([], errors)
+        self.assertEqual(24, len(self.names()))
+        self.assertEqual(picture('AB'), self.content('v7-4'))
+
+    def test_one_name_many_makers_one_winner(self):
+        made = self.make_base('AB')
+        answers: list[Any] = []
+
+        def work():
+            try:
+                self.clone(made, 'v1')
+                answers.append('made')
+            except exception.RequestError as error:
+                answers.append(error.reason)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(1, answers.count('made'))
+        self.assertEqual(7, answers.count(Reason.VOLUME_EXISTS))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file driver on real ext4 (overlays), XFS and btrfs (reflinks)."""
+
+import os
+import shutil
+import subprocess
+
+from oslotest import base as test_base
+
+from cinder_cow.drivers import file
+from cinder_cow.tests import conformance
+from cinder_cow.tests import storage
+
+
+class FileDriverConformance(conformance.BaseKeeperConformance):
+    kind: str
+
+    def make_driver(self):
+        self.root = storage.directory(self.kind)
+        self.addCleanup(shutil.rmtree, self.root)
+        return file.FileDriver(self.root)
+
+    def overwrite(self, volume_name, offset, data):
+        volume = self.driver.show(volume_name)
+        if volume.format == 'raw':
+            with open(volume.path, 'r+b') as disk:
+                os.pwrite(disk.fileno(), data, offset)
+            return
+        assert len(set(data)) == 1
+        command = f'write -q -P {data[0]} {offset} {len(data)}'
+        subprocess.run(
+            ['qemu-io', '-f', 'qcow2', '-c', command, volume.path],
+            check=True,
+        )
+
+
+class TestFileExt4(FileDriverConformance, test_base.BaseTestCase):
+    kind = 'ext4'
+
+
+class TestFileXfs(FileDriverConformance, test_base.BaseTestCase):
+    kind = 'xfs'
+
+
+class TestFileBtrfs(FileDriverConformance, test_base.BaseTestCase):
+    kind = 'btrfs'

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the package promises to others: entry points and options."""
+
+import importlib.metadata
+import string
+
+from oslotest import base as test_base
+
+from cinder_cow import opts
+
+
+class TestEntryPoints(test_base.BaseTestCase):
+    def test_every_entry_point_loads(self):
+        points = importlib.metadata.distribution('cinder-cow').entry_points
+        groups = {point.group for point in points}
+        self.assertLessEqual(
+            {
+                'console_scripts',
+                'cinder_cow.cli',
+                'cinder_cow.drivers',
+                'oslo.config.opts',
+            },
+            groups,
+        )
+        for point in points:
+            self.assertTrue(callable(point.load()), point)
+
+    def test_the_generator_finds_our_options(self):
+        (point,) = importlib.metadata.entry_points(
+            group='oslo.config.opts', name='cinder_cow'
+        )
+        groups = point.load()()
+        self.assertIn(
+            'cow_fallback', [opt.name for _, o in groups for opt in o]
+        )
+
+
+class TestOptions(test_base.BaseTestCase):
+    def test_every_option_is_explained(self):
+        for _group, options in opts.list_opts():
+            for option in options:
+                self.assertTrue(option.name.startswith('cow_'), option.name)
+                text = option.help or ''
+                self.assertTrue(text.endswith('.'), option.name)
+                self.assertIn(text[0], string.ascii_uppercase)
+                self.assertNotIn('  ', text)
