@@ -107,6 +107,7 @@ class BackendOptions:
     def __init__(self, conf: cfg.ConfigOpts, backend: str) -> None:
         self.backend = backend
         self._conf = conf
+        self._overrides: dict[str, object] = {}
         self.register(OPTS)
 
     def register(self, opts: Sequence[cfg.Opt]) -> None:
@@ -118,7 +119,13 @@ class BackendOptions:
             unset.default = None
             self._conf.register_opt(unset, group=self.backend)
 
+    def override(self, name: str, value: object) -> None:
+        """Give an option a value whatever the configuration says."""
+        self._overrides[name] = value
+
     def get(self, name: str) -> Any:  # noqa: ANN401 - as typed by the option
+        if name in self._overrides:
+            return self._overrides[name]
         value = self._conf[self.backend][name]
         return self._conf[DEFAULTS_GROUP][name] if value is None else value
 

@@ -33,6 +33,7 @@ Progress = Callable[[float], None]
 
 _PERCENT = re.compile(rb'\((\d+\.\d+)/100%\)')
 _NO_SPACE = ('No space left on device', 'Disk quota exceeded')
+_UNREADABLE = ('error while reading', 'Could not open')
 # Enough for the map of a very fragmented image, and a bound on a hostile one.
 _MAX_OUTPUT = 256 * units.Mi
 
@@ -108,6 +109,11 @@ class QemuImgError(Exception):
     @property
     def no_space(self) -> bool:
         return any(text in self.problem for text in _NO_SPACE)
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether the source is at fault: it cannot be opened or read."""
+        return self.problem.startswith(_UNREADABLE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

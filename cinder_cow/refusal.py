@@ -27,6 +27,7 @@ class Reason(enum.Enum):
     VOLUME_TOO_SMALL = 'volume_too_small'
     SHRINK = 'shrink'
     EXPORT_EXISTS = 'export_exists'
+    EXPORT_FAILED = 'export_failed'
     # The configuration
     BACKEND_UNKNOWN = 'backend_unknown'
     LAYOUT_UNKNOWN = 'layout_unknown'
@@ -55,6 +56,7 @@ class Reason(enum.Enum):
     NOT_IN_BACKEND = 'not_in_backend'
     # Bases
     NO_BASE = 'no_base'
+    NO_IDENTITY = 'no_identity'
     BASE_NOT_FOUND = 'base_not_found'
     BASE_CHANGED = 'base_changed'
     BASE_IN_USE = 'base_in_use'
@@ -98,6 +100,10 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.EXPORT_EXISTS: _Text(
         _("'%(path)s' exists already"),
         _('Choose another path, or remove that file first.'),
+    ),
+    Reason.EXPORT_FAILED: _Text(
+        _("'%(path)s' cannot be written: %(problem)s"),
+        _('Choose a path in a directory that you may write to, with room.'),
     ),
     Reason.BACKEND_UNKNOWN: _Text(
         _('%(problem)s'),
@@ -210,6 +216,10 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.NO_BASE: _Text(
         _("back end '%(backend)s' has no base of image '%(image)s' yet"),
         _('Create a volume from the image: the first one makes the base.'),
+    ),
+    Reason.NO_IDENTITY: _Text(
+        _("nothing tells the content of image '%(image)s' from another's"),
+        _('Upload it again to a Glance that hashes (hashing_algorithm).'),
     ),
     Reason.BASE_NOT_FOUND: _Text(
         _("there is no base '%(base)s' in back end '%(backend)s'"),

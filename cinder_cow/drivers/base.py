@@ -39,6 +39,7 @@ from cinder_cow import image_location
 from cinder_cow import opts
 from cinder_cow import qemu_img
 from cinder_cow import refusal
+from cinder_cow import sparse
 
 # The names of our own objects begin so; no volume's name may.
 RESERVED_PREFIX = 'cow-'
@@ -77,15 +78,6 @@ class VolumeInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Extent:
-    """A run of bytes; a hole reads as zeros and takes no space."""
-
-    offset: int
-    length: int
-    hole: bool
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class BaseKey:
     """What makes two bases the same: the image and its content.
 
@@ -98,6 +90,16 @@ class BaseKey:
 
     image_id: str
     content_id: str
+
+    @classmethod
+    def of(cls, image: images.ImageInfo) -> Self | None:
+        """Return the key of an image, if something identifies its content."""
+        content_id = image.content_id
+        if image.os_hash_algo and image.os_hash_value:
+            content_id = f'{image.os_hash_algo}:{image.os_hash_value}'
+        elif image.checksum:
+            content_id = f'md5:{image.checksum}'
+        return cls(image.id, content_id) if content_id else None
 
     @property
     def name(self) -> str:
@@ -213,7 +215,7 @@ class Reader(Protocol):
         :raises BackendError: BACKEND_ERROR
         """
 
-    def extents(self) -> Iterator[Extent]:
+    def extents(self) -> Iterator[sparse.Extent]:
         """All extents in order; together they are the size."""
 
     def close(self) -> None: ...
@@ -262,7 +264,11 @@ class Driver(Protocol):
         :raises RequestError: VOLUME_NOT_FOUND, BASE_NOT_FOUND
         """
 
-    def exists(self, volume_name: str) -> bool: ...
+    def exists(self, volume_name: str) -> bool:
+        """Tell whether there is a published volume of that name.
+
+        :raises RequestError: INVALID_NAME
+        """
 
     def show(self, volume_name: str) -> VolumeInfo:
         """Tell of one volume.
@@ -344,7 +350,7 @@ class QemuTarget(Protocol):
 class FileTarget(Protocol):
     """A sink that can share the blocks of a local file."""
 
-    def share_file(self, descriptor: int, length: int) -> bool:
+    def share_file(self, descriptor: int) -> bool:
         """Take the whole content of an open file without copying it.
 
         :returns: False, with nothing changed, where it cannot be shared

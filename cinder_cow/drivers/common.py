@@ -96,10 +96,11 @@ class ReaderMixin(abc.ABC):
 
 
 def _leave(close: Callable[[], None], error: BaseException | None) -> None:
-    """Close; an error in it is logged where it would hide the first one."""
+    """Close; an error in it becomes a note where it would hide the first."""
     try:
         close()
-    except Exception:
+    except Exception as second:
         if error is None:
             raise
         LOG.exception('Closing failed after another error')
+        error.add_note(str(second))

@@ -124,6 +124,7 @@ class FileDriver:
             return overlay.OverlayReader(path, backing, self.backend)
 
     def exists(self, volume_name: str) -> bool:
+        common.check_volume_name(volume_name)
         return self._find(volume_name) is not None
 
     def show(self, volume_name: str) -> base.VolumeInfo:

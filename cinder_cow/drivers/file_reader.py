@@ -1,37 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a raw file and tells its holes."""
+"""Reads a raw file."""
 
 from collections.abc import Iterator
-import errno
 import io
 import os
 import pathlib
 
-from cinder_cow.drivers import base
+from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
-
-
-def file_extents(descriptor: int, size: int) -> Iterator[base.Extent]:
-    """Tell the data and holes of an open file, by SEEK_DATA and SEEK_HOLE.
-
-    A file system that knows no holes tells one extent of data.
-    """
-    offset = 0
-    while offset < size:
-        try:
-            data = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            data = size  # nothing but a hole follows
-        data = min(data, size)
-        if data > offset:
-            yield base.Extent(offset, data - offset, hole=True)
-        if data == size:
-            return
-        offset = min(os.lseek(descriptor, data, os.SEEK_HOLE), size)
-        yield base.Extent(data, offset - data, hole=False)
 
 
 class RawReader(common.ReaderMixin):
@@ -48,9 +25,9 @@ class RawReader(common.ReaderMixin):
         with file_layout.translated(self._backend):
             return read_exactly(self._file, length, offset)
 
-    def extents(self) -> Iterator[base.Extent]:
+    def extents(self) -> Iterator[sparse.Extent]:
         with file_layout.translated(self._backend):
-            yield from file_extents(self._file.fileno(), self.size)
+            yield from sparse.file_extents(self._file.fileno(), self.size)
 
     def close(self) -> None:
         self._file.close()

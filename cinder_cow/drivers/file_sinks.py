@@ -80,7 +80,7 @@ class _FileSink(common.SinkMixin):
     def qemu_target(self) -> qemu_img.QemuNode:
         return qemu_img.QemuNode.path(self._path, self._file.direct)
 
-    def share_file(self, descriptor: int, length: int) -> bool:
+    def share_file(self, descriptor: int) -> bool:
         with file_layout.translated(self._backend):
             if not share_blocks(descriptor, self._file.descriptor):
                 return False

@@ -18,6 +18,7 @@ from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
 from cinder_cow import refusal
+from cinder_cow import sparse
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
 
@@ -88,6 +89,7 @@ class MemoryDriver:
         return _Reader(self._disk(str(source)))
 
     def exists(self, volume_name: str) -> bool:
+        common.check_volume_name(volume_name)
         return volume_name in self._volumes
 
     def show(self, volume_name: str) -> base.VolumeInfo:
@@ -284,11 +286,11 @@ class _Reader(common.ReaderMixin):
             raise ValueError('read beyond the size')
         return self._disk.read(offset, length)
 
-    def extents(self) -> Iterator[base.Extent]:
+    def extents(self) -> Iterator[sparse.Extent]:
         for offset in range(0, self.size, BLOCK):
             length = min(BLOCK, self.size - offset)
             hole = offset // BLOCK not in self._disk.blocks
-            yield base.Extent(offset, length, hole)
+            yield sparse.Extent(offset, length, hole)
 
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ import pathlib
 import struct
 
 from cinder_cow import qemu_img
-from cinder_cow.drivers import base
+from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
 from cinder_cow.drivers import file_reader
@@ -85,9 +85,9 @@ class OverlayReader(common.ReaderMixin):
                 data += self._read_run(run)
         return bytes(data)
 
-    def extents(self) -> Iterator[base.Extent]:
+    def extents(self) -> Iterator[sparse.Extent]:
         for run in self._map:
-            yield base.Extent(run.start, run.length, run.hole)
+            yield sparse.Extent(run.start, run.length, run.hole)
 
     def close(self) -> None:
         for file in self._files:

@@ -264,6 +264,7 @@ class DriverConformance(_Case):
         for name in bad:
             for call in (
                 lambda name: self.driver.open(name, BLOCK),
+                self.driver.exists,
                 self.driver.delete,
             ):
                 self.assert_refused(Reason.INVALID_NAME, call, name)

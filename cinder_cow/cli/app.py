@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The program cinder-cow: global options, exit statuses, signals.
+
+Exit statuses: 0; 1 for a refusal or an error, told in one line; 2 for wrong
+usage; 130 and 143 for SIGINT and SIGTERM.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from cliff import app
+from cliff import commandmanager
+
+from cinder_cow.cli import backend
+
+
+class CowApp(app.App):
+    """The application: what all commands share."""
+
+    NAME = 'cinder-cow'
+    # Warnings and errors only; -v tells what is done.
+    DEFAULT_VERBOSE_LEVEL = 0
+
+    def __init__(self) -> None:
+        super().__init__(
+            description='Make copy-on-write volumes from images of any '
+            'format, and say why when it could not be.',
+            version=importlib.metadata.version('cinder-cow'),
+            command_manager=commandmanager.CommandManager('cinder_cow.cli'),
+        )
+        self.interrupted = False
+
+    def build_option_parser(
+        self,
+        description: str | None,
+        version: str | None,
+        argparse_kwargs: dict[str, object] | None = None,
+    ) -> argparse.ArgumentParser:
+        parser = super().build_option_parser(
+            description, version, argparse_kwargs
+        )
+        parser.add_argument(
+            '--config-file',
+            metavar='PATH',
+            action='append',
+            default=[],
+            help='A cinder.conf; may be repeated. Without it, '
+            f'{backend.CINDER_CONF} when --backend is given.',
+        )
+        parser.add_argument(
+            '--backend',
+            metavar='NAME',
+            help='The back end: a section of the configuration. Without any '
+            'configuration, files under $CINDER_COW_HOME.',
+        )
+        return parser
+
+    def interact(self) -> NoReturn:
+        """Say how it is used, where no command is given."""
+        self.parser.print_help(sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program.
+
+    :returns: the exit status
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    # Long reasons and remedies are folded to the terminal's width.
+    os.environ.setdefault('CLIFF_FIT_WIDTH', '1')
+    return CowApp().run(sys.argv[1:] if argv is None else argv)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind, so that all that is half-made is undone, once."""
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, signal.SIG_IGN)
+    sys.stderr.write(f'Ended by {signal.Signals(number).name}.\n')
+    raise SystemExit(128 + number)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the back end that a command is about."""
+
+import argparse
+import os
+import pathlib
+from typing import cast
+
+from oslo_config import cfg
+from stevedore import driver as drivers
+from stevedore import exception as stevedore_errors
+
+from cinder_cow import exception
+from cinder_cow import manager
+from cinder_cow import opts
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+
+CINDER_CONF = '/etc/cinder/cinder.conf'
+EMBEDDED = 'file'
+
+
+class Backend(manager.CreateVolumeFromImageMixin):
+    """A driver and its settings."""
+
+    def __init__(self, options: opts.BackendOptions) -> None:
+        self.settings = opts.Settings.read(options)
+        self.driver = _load(options.get('cow_driver')).from_options(options)
+
+
+def from_arguments(arguments: argparse.Namespace | None) -> Backend:
+    """Make the back end that the global options name.
+
+    :raises RequestError: BACKEND_UNKNOWN, LAYOUT_UNKNOWN
+    """
+    assert arguments is not None  # cliff has parsed them by now
+    files = list(arguments.config_file)
+    if not files and arguments.backend is None:
+        return _embedded()
+    if not files and os.access(CINDER_CONF, os.R_OK):
+        files = [CINDER_CONF]
+    if not files:
+        raise _unknown(
+            f'{CINDER_CONF} cannot be read', 'Give --config-file PATH.'
+        )
+    conf = cfg.ConfigOpts()
+    conf.register_opt(cfg.ListOpt('enabled_backends', default=[]))
+    try:
+        conf(args=[], project='cinder_cow', default_config_files=files)
+        name = arguments.backend or _only_backend(conf)
+        if name not in conf.list_all_sections():
+            raise _unknown(
+                f"there is no section '{name}' in {', '.join(files)}",
+                'Name one that there is with --backend.',
+            )
+        return Backend(opts.BackendOptions(conf, name))
+    except cfg.Error as error:
+        raise _unknown(str(error), 'Correct the configuration.') from error
+
+
+def _embedded() -> Backend:
+    """Return the default: files of this user's own."""
+    home = os.environ.get('CINDER_COW_HOME')
+    if not home:
+        data = os.environ.get('XDG_DATA_HOME')
+        share = pathlib.Path(data or pathlib.Path.home() / '.local/share')
+        home = str(share / 'cinder-cow')
+    conf = cfg.ConfigOpts()
+    conf(args=[], project='cinder_cow', default_config_files=[])
+    options = opts.BackendOptions(conf, EMBEDDED)
+    options.override('cow_file_dir', os.path.join(home, 'volumes'))
+    return Backend(options)
+
+
+def _only_backend(conf: cfg.ConfigOpts) -> str:
+    names: list[str] = conf.enabled_backends
+    if len(names) == 1:
+        return names[0]
+    raise _unknown(
+        'the configuration has not exactly one back end enabled',
+        f'Name one with --backend: {", ".join(names) or "its section"}.',
+    )
+
+
+def _load(name: str) -> type[base.Driver]:
+    try:
+        found = drivers.DriverManager[base.Driver](opts.DRIVERS, name)
+    except stevedore_errors.NoMatches:
+        raise _unknown(
+            f"there is no driver '{name}'",
+            'Set cow_driver to one that is installed, for instance "file".',
+        ) from None
+    return cast(type[base.Driver], found.driver)
+
+
+def _unknown(problem: str, remedy: str) -> exception.RequestError:
+    return exception.RequestError.because(
+        Reason.BACKEND_UNKNOWN, problem=problem, remedy=remedy
+    )

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands share: the image argument, progress, refusals."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import contextlib
+import sys
+from typing import Any
+
+from cliff import columns
+from oslo_utils import units
+import tqdm
+
+from cinder_cow import image_info as images
+from cinder_cow import image_source
+from cinder_cow import plan as plans
+from cinder_cow import streaming
+from cinder_cow.refusal import Refusal
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--size',
+        metavar='GIB',
+        type=gib,
+        help='Size of the volume; default: that of the image, rounded up.',
+    )
+    parser.add_argument(
+        '--disk-format',
+        metavar='FORMAT',
+        help='The format the image is claimed to have (raw, qcow2, iso, '
+        'luks); default: what its content is.',
+    )
+
+
+def gib(text: str) -> int:
+    """Read a size in GiB from the command line; return bytes."""
+    try:
+        size = int(text)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a whole number of GiB, 1 or more'
+        )
+    return size * units.Gi
+
+
+@contextlib.contextmanager
+def opened_image(
+    path: str, claimed: str | None
+) -> Iterator[tuple[images.ImageInfo, image_source.ImageSource]]:
+    """Open an image given on the command line.
+
+    :raises ImageError: it cannot be read, or is no image
+    """
+    with image_source.FileSource(path) as source:
+        yield image_source.file_image(source, claimed), source
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[streaming.Progress]:
+    """Show progress on a terminal; in a pipe, nothing."""
+    with tqdm.tqdm(
+        disable=not sys.stderr.isatty(),
+        unit='B',
+        unit_scale=True,
+        unit_divisor=units.Ki,
+        leave=False,
+    ) as bar:
+
+        def report(phase: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.set_description_str(phase, refresh=False)
+            bar.update(done - bar.n)
+
+        yield report
+
+
+class Refusals(columns.FormattableColumn[Sequence[dict[str, str]]]):
+    """A list of refusals: a line each for people, objects for programs."""
+
+    def human_readable(self) -> str:
+        return '\n'.join(
+            f'{r["candidate"]}: {r["detail"]} ({r["reason"]}). {r["remedy"]}'
+            for r in self._value
+        )
+
+    def machine_readable(self) -> Any:  # noqa: ANN401 - as cliff has it
+        return self._value
+
+
+def refusal_row(
+    candidate: plans.Candidate, refusal: Refusal
+) -> dict[str, str]:
+    """Tell one refusal of a candidate, for any output format."""
+    return {
+        'candidate': str(candidate),
+        'reason': refusal.reason.value,
+        'detail': refusal.detail,
+        'remedy': refusal.remedy,
+    }

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export a volume to a raw file outside of the back end."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from cinder_cow import exception
+from cinder_cow import sparse
+from cinder_cow import streaming
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+
+
+def export(
+    reader: base.Reader,
+    path: pathlib.Path,
+    report: streaming.Progress,
+) -> None:
+    """Write a volume's bytes to a new file, with its holes as holes.
+
+    The file has no name until it is whole; none that exists is overwritten.
+
+    :raises RequestError: EXPORT_EXISTS, EXPORT_FAILED
+    """
+    try:
+        with _unnamed(path.parent) as descriptor:
+            _copy(reader, descriptor, report)
+            os.fsync(descriptor)
+            _name(descriptor, path)
+    except FileExistsError:
+        raise exception.RequestError.because(
+            Reason.EXPORT_EXISTS, path=str(path)
+        ) from None
+    except OSError as error:
+        raise exception.RequestError.because(
+            Reason.EXPORT_FAILED, path=str(path), problem=error.strerror
+        ) from error
+
+
+def _copy(
+    reader: base.Reader, descriptor: int, report: streaming.Progress
+) -> None:
+    os.ftruncate(descriptor, reader.size)
+    for extent in reader.extents():
+        offset, end = extent.offset, extent.offset + extent.length
+        while offset < end and not extent.hole:
+            data = reader.read(offset, min(sparse.CHUNK, end - offset))
+            for start, stop, hole in sparse.runs(data):
+                if not hole:
+                    _write(descriptor, data[start:stop], offset + start)
+            offset += len(data)
+            report('exporting', offset, reader.size)
+    report('exporting', reader.size, reader.size)
+
+
+def _write(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+@contextlib.contextmanager
+def _unnamed(directory: pathlib.Path) -> Iterator[int]:
+    """Open a file that goes away with us, however we go."""
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except IsADirectoryError:
+        # What a file system answers that has no O_TMPFILE (NFS): then a
+        # name is needed, and it does not survive us unless we are killed.
+        with tempfile.NamedTemporaryFile(
+            dir=directory, prefix='.cow-export-'
+        ) as file:
+            yield file.fileno()
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _name(descriptor: int, path: pathlib.Path) -> None:
+    """Give an unnamed file its name, which must be free (open(2))."""
+    # Python calls linkat(), which can follow, only with a directory's
+    # descriptor; the path is absolute, so it does not matter which.
+    os.link(
+        f'/proc/self/fd/{descriptor}',
+        path,
+        src_dir_fd=descriptor,
+        follow_symlinks=True,
+    )

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the bytes of an image are, and whether they are what is claimed.
+
+The inspectors are oslo.utils'; the comparison is ours, because their
+``expected_format`` does not catch a qcow2 that claims to be raw.
+"""
+
+import dataclasses
+import logging
+
+from oslo_utils import units
+from oslo_utils.imageutils import format_inspector
+
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow.refusal import Reason
+from cinder_cow.refusal import Refusal
+from cinder_cow.refusal import refuse
+
+# The inspectors need the first 1 MiB (a VMDK descriptor) and decide on less;
+# from two chunks on nothing more can match.
+HEAD = 2 * units.Mi
+
+SECTOR = 512
+
+# Claims whose bytes become the volume as they are, and what those may be.
+AS_THEY_ARE: dict[str, tuple[frozenset[str], ...]] = {
+    'raw': (
+        frozenset({'raw'}),
+        frozenset({'gpt'}),
+        frozenset({'iso'}),
+        frozenset({'iso', 'gpt'}),
+    ),
+    'gpt': (frozenset({'gpt'}),),
+    'iso': (frozenset({'iso'}), frozenset({'iso', 'gpt'})),
+    'luks': (frozenset({'luks'}),),
+}
+# Claims whose bytes qemu-img converts.
+CONVERTED: dict[str, tuple[frozenset[str], ...]] = {
+    'qcow2': (frozenset({'qcow2'}),),
+}
+_TAKEN = AS_THEY_ARE | CONVERTED
+
+_UNSAFE = {
+    'backing_file': Reason.BACKING_FILE,
+    'data_file': Reason.DATA_FILE,
+    'unknown_features': Reason.UNKNOWN_FEATURES,
+}
+
+# What people download, and forget to unpack: its magic and what unpacks it.
+_COMPRESSED = {
+    b'\x1f\x8b': 'gzip -d',
+    b'\xfd7zXZ\0': 'xz -d',
+    b'BZh': 'bzip2 -d',
+    b'\x28\xb5\x2f\xfd': 'zstd -d',
+    b'PK\x03\x04': 'unzip',
+}
+
+# It logs each failed check; the refusal says the same, to the right person.
+logging.getLogger(format_inspector.__name__).setLevel(logging.CRITICAL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the head of an image shows.
+
+    :param content: names of all the formats it matches; {'raw'} if none
+    :param virtual_size: bytes of the disk, by the header; None for formats
+        whose bytes are the disk
+    :param unsafe: why it must not be parsed further
+    """
+
+    content: frozenset[str]
+    virtual_size: int | None = None
+    unsafe: tuple[Reason, ...] = ()
+
+    @property
+    def claim(self) -> str | None:
+        """The claim that is right for this content; None if none is."""
+        for claim in ('raw', 'iso', 'qcow2', 'luks'):
+            if self.content in _TAKEN[claim]:
+                return 'iso' if 'iso' in self.content else claim
+        return None
+
+    def __str__(self) -> str:
+        return '+'.join(sorted(self.content))
+
+
+class _Feed:
+    """A file of one chunk, as the inspectors want to pull it."""
+
+    def __init__(self, head: bytes) -> None:
+        self._chunk = head
+
+    def read(self, size: int) -> bytes:
+        chunk, self._chunk = self._chunk, b''
+        return chunk
+
+
+def inspect(head: bytes) -> Inspection:
+    """Tell what the first bytes of an image show.
+
+    :param head: the first ``HEAD`` bytes, or all of a smaller image
+    """
+    wrapper = format_inspector.InspectWrapper(_Feed(head))  # type: ignore[arg-type]
+    wrapper.read(len(head))
+    wrapper.close()
+    found = wrapper.formats or []
+    content = frozenset(str(inspector) for inspector in found)
+    if content != {'qcow2'}:
+        return Inspection(content)
+    (inspector,) = found
+    return Inspection(content, inspector.virtual_size, _unsafe(inspector))
+
+
+def _unsafe(inspector: format_inspector.FileInspector) -> tuple[Reason, ...]:
+    try:
+        inspector.safety_check()
+    except format_inspector.SafetyCheckFailed as error:
+        return tuple(_UNSAFE[name] for name in error.failures)
+    except format_inspector.ImageFormatError:
+        return (Reason.UNKNOWN_FEATURES,)
+    return ()
+
+
+def check_claim(
+    image: images.ImageInfo, inspection: Inspection
+) -> Refusal | None:
+    """Compare the claimed format with the content, and the content's safety.
+
+    :returns: None when the image may be used
+    """
+    label, claimed = image.label, image.disk_format
+    right = inspection.claim
+    if right is None or claimed not in _TAKEN:
+        return refuse(
+            Reason.FORMAT_UNSUPPORTED,
+            image=label,
+            format=str(inspection) if right is None else claimed,
+        )
+    if inspection.content not in _TAKEN[claimed]:
+        return refuse(
+            Reason.FORMAT_MISMATCH,
+            image=label,
+            claimed=claimed,
+            content=str(inspection),
+            right=right,
+        )
+    for reason in inspection.unsafe:
+        return refuse(reason, image=label)
+    if inspection.virtual_size == 0:
+        return refuse(Reason.EMPTY_IMAGE, image=label)
+    return None
+
+
+def check_unclaimed(
+    label: str, size: int, head: bytes, inspection: Inspection
+) -> None:
+    """Refuse a file that is a disk only if somebody says so.
+
+    Anything may be a raw disk, so this is about likely mistakes.
+
+    :param size: bytes of the file
+    :raises ImageError: NOT_AN_IMAGE, FORMAT_MISMATCH
+    """
+    if inspection.claim == 'luks':
+        raise exception.ImageError.because(
+            Reason.FORMAT_MISMATCH,
+            image=label,
+            claimed='nothing',
+            content='luks',
+            right='luks',
+        )
+    if inspection.claim != 'raw':
+        return
+    problem = remedy = ''
+    for magic, command in _COMPRESSED.items():
+        if head.startswith(magic):
+            problem = 'it is a compressed file'
+            remedy = f'Decompress it first: {command} FILE.'
+    if not problem and size % SECTOR:
+        problem = f'it has {size} bytes, a disk has sectors of {SECTOR}'
+        remedy = 'If it is a raw disk all the same: --disk-format raw.'
+    if problem:
+        raise exception.ImageError.because(
+            Reason.NOT_AN_IMAGE, image=label, problem=problem, remedy=remedy
+        )

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hash an image's bytes while they pass, in a thread of its own.
+
+Hashing is the slowest step of a stream (sha512: 0.55 GiB/s here, where a
+disk takes 1.6 GiB/s); hashlib lets go of the interpreter while it works.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import hashlib
+import hmac
+import queue
+import threading
+from typing import Protocol
+
+from oslo_utils import units
+
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow.refusal import Reason
+
+# Pieces that may wait to be hashed; with pieces of 1 MiB, 8 MiB of memory.
+_DEPTH = 8
+_ZEROS = bytes(units.Mi)
+
+
+class Hasher(Protocol):
+    def update(self, piece: bytes | int) -> None:
+        """Take the next bytes, or the length of the next hole."""
+
+    def check(self) -> str:
+        """Wait for the hash and compare it with the claimed one.
+
+        :returns: 'algorithm:value', or '' when nothing was claimed
+        :raises ImageError: HASH_MISMATCH
+        """
+
+
+def expected(image: images.ImageInfo) -> tuple[str, str] | None:
+    """Return the algorithm and the value the image's bytes must have.
+
+    Glance's multihash, or for old images its md5 checksum.
+
+    :raises ImageError: HASH_UNKNOWN for an algorithm we do not have
+    """
+    if image.os_hash_algo and image.os_hash_value:
+        if image.os_hash_algo not in hashlib.algorithms_guaranteed:
+            raise exception.ImageError.because(
+                Reason.HASH_UNKNOWN,
+                image=image.label,
+                algorithm=image.os_hash_algo,
+            )
+        return image.os_hash_algo, image.os_hash_value
+    return ('md5', image.checksum) if image.checksum else None
+
+
+@contextlib.contextmanager
+def hasher(image: images.ImageInfo) -> Iterator[Hasher]:
+    """Give what hashes the image, if there is something to compare with.
+
+    The thread has ended when the block is left, however it is left.
+    """
+    claimed = expected(image)
+    if claimed is None:
+        yield _NoHasher()
+        return
+    thread = _ThreadHasher(image, *claimed)
+    try:
+        yield thread
+    finally:
+        thread.stop()
+
+
+class _NoHasher:
+    def update(self, piece: bytes | int) -> None:
+        pass
+
+    def check(self) -> str:
+        return ''
+
+
+class _ThreadHasher:
+    def __init__(
+        self, image: images.ImageInfo, algorithm: str, value: str
+    ) -> None:
+        self._image = image
+        self._algorithm = algorithm
+        self._value = value
+        self._hash = hashlib.new(algorithm, usedforsecurity=False)
+        self._queue: queue.Queue[bytes | int | None] = queue.Queue(_DEPTH)
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def update(self, piece: bytes | int) -> None:
+        self._queue.put(piece)
+
+    def check(self) -> str:
+        self.stop()
+        found = self._hash.hexdigest()
+        if not hmac.compare_digest(found, self._value.lower()):
+            raise exception.ImageError.because(
+                Reason.HASH_MISMATCH,
+                image=self._image.label,
+                algorithm=self._algorithm,
+                found=found,
+                expected=self._value,
+            )
+        return f'{self._algorithm}:{found}'
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            if isinstance(piece, bytes):
+                self._hash.update(piece)
+                continue
+            while piece:
+                length = min(piece, len(_ZEROS))
+                self._hash.update(memoryview(_ZEROS)[:length])
+                piece -= length

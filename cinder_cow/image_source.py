@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the bytes of an image are read from.
+
+A source is opened once and stays what it was: what was inspected is what is
+read. Optional abilities are protocols, found by presence.
+"""
+
+from collections.abc import Iterator
+import os
+import pathlib
+import stat
+from types import TracebackType
+from typing import Protocol, runtime_checkable, Self
+
+from cinder_cow import exception
+from cinder_cow import formats
+from cinder_cow import image_info as images
+from cinder_cow import qemu_img
+from cinder_cow import refusal
+from cinder_cow import sparse
+
+
+class ImageSource(Protocol):
+    """Reads an image.
+
+    :ivar label: the image, for messages
+    :ivar size: bytes
+    """
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def head(self, length: int) -> bytes:
+        """Read the first bytes; fewer when there are no more.
+
+        :raises BackendError: it cannot be read
+        """
+
+    def pieces(self) -> Iterator[bytes | int]:
+        """Read all of it, in order: data, or the length of a hole.
+
+        :raises BackendError: it cannot be read
+        """
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was read is one state of the image.
+
+        :raises ImageError: IMAGE_CHANGED
+        """
+
+
+@runtime_checkable
+class QemuSource(Protocol):
+    """A source that qemu-img can read itself."""
+
+    def qemu_source(self) -> qemu_img.QemuNode: ...
+
+
+@runtime_checkable
+class LocalFile(Protocol):
+    """A source that is an open file; its blocks may be shared."""
+
+    def fileno(self) -> int: ...
+
+
+class FileSource:
+    """A local file; a context manager.
+
+    :param path: of a regular file
+    :raises ImageError: IMAGE_NOT_FOUND, NOT_AN_IMAGE, EMPTY_IMAGE
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        self.label = refusal.printable(str(path))
+        try:
+            # O_NONBLOCK: opening a pipe with no writer must not hang.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self._descriptor = os.open(path, flags)
+        except (OSError, ValueError) as error:
+            raise self._error(
+                refusal.Reason.IMAGE_NOT_FOUND,
+                problem=getattr(error, 'strerror', None) or str(error),
+            ) from None
+        try:
+            self._status = os.fstat(self._descriptor)
+            self._check_kind()
+            self.real_path = os.path.realpath(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_kind(self) -> None:
+        if not stat.S_ISREG(self._status.st_mode):
+            raise self._error(
+                refusal.Reason.NOT_AN_IMAGE,
+                problem='it is not a regular file',
+                remedy='Copy the image to a file first.',
+            )
+        if not self._status.st_size:
+            raise self._error(refusal.Reason.EMPTY_IMAGE)
+
+    @property
+    def size(self) -> int:
+        return self._status.st_size
+
+    @property
+    def content_id(self) -> str:
+        """What changes when the file's content does."""
+        found = self._status
+        return (
+            f'file:{found.st_dev}:{found.st_ino}:{found.st_size}'
+            f':{found.st_mtime_ns}'
+        )
+
+    def head(self, length: int) -> bytes:
+        return os.pread(self._descriptor, length, 0)
+
+    def pieces(self) -> Iterator[bytes | int]:
+        try:
+            yield from sparse.file_pieces(self._descriptor, self.size)
+        except OSError as error:
+            raise self._error(
+                refusal.Reason.IMAGE_NOT_FOUND, problem=str(error)
+            ) from error
+
+    def check_unchanged(self) -> None:
+        found, was = os.fstat(self._descriptor), self._status
+        if (found.st_size, found.st_mtime_ns) != (
+            was.st_size,
+            was.st_mtime_ns,
+        ):
+            raise self._error(refusal.Reason.IMAGE_CHANGED)
+
+    def qemu_source(self) -> qemu_img.QemuNode:
+        return qemu_img.QemuNode.descriptor(self._descriptor)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _error(
+        self, reason: refusal.Reason, **facts: str
+    ) -> exception.ImageError:
+        return exception.ImageError.because(reason, image=self.label, **facts)
+
+
+def file_image(source: FileSource, claimed: str | None) -> images.ImageInfo:
+    """Describe a local file as an image.
+
+    :param claimed: the format somebody says it has; None: what it is
+    :raises ImageError: NOT_AN_IMAGE, FORMAT_MISMATCH, where nothing is
+        claimed and the content alone does not say that it is a disk
+    """
+    head = source.head(formats.HEAD)
+    inspection = formats.inspect(head)
+    if claimed is None:
+        formats.check_unclaimed(source.label, source.size, head, inspection)
+        claimed = inspection.claim or str(inspection)
+    return images.ImageInfo(
+        id=source.real_path,
+        name=source.label,
+        disk_format=claimed,
+        size=source.size,
+        virtual_size=inspection.virtual_size,
+        content_id=source.content_id,
+    )

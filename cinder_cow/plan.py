@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a volume could be made from an image, and why not otherwise.
+
+A plan is made before anything is touched. It names every candidate in the
+order to try, each with all its refusals, and each refusal with its remedy.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import enum
+import shutil
+
+from oslo_utils import units
+
+from cinder_cow import exception
+from cinder_cow import formats
+from cinder_cow import hashing
+from cinder_cow import image_info as images
+from cinder_cow import image_location
+from cinder_cow import image_source
+from cinder_cow import opts
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+from cinder_cow.refusal import Refusal
+from cinder_cow.refusal import refuse
+
+
+class Method(enum.Enum):
+    """How a volume was made: as printed and kept."""
+
+    CLONE = 'clone'
+    BASE = 'base'
+    STREAM = 'stream'
+
+
+class Kind(enum.Enum):
+    """What a candidate does; the value is for people."""
+
+    CLONE_LOCATION = 'clone of its location'
+    CLONE_BASE = 'clone of its base'
+    PREPARE_BASE = 'make a base, clone it'
+    STREAM = 'full copy'
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to make the volume.
+
+    :param location: what would be cloned, where that is known
+    :param refusals: why it is not possible; empty if it is
+    """
+
+    kind: Kind
+    location: image_location.Location | None = None
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def possible(self) -> bool:
+        return not self.refusals
+
+    def __str__(self) -> str:
+        if self.kind is Kind.CLONE_LOCATION:
+            return f'clone of {self.location}'
+        return str(self.kind.value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """All candidates, in the order to try.
+
+    :param content_size: bytes of the image's disk
+    :param size: bytes of the volume
+    """
+
+    image: images.ImageInfo
+    content_size: int
+    size: int
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def possible(self) -> tuple[Candidate, ...]:
+        return tuple(c for c in self.candidates if c.possible)
+
+
+def make(
+    image: images.ImageInfo,
+    source: image_source.ImageSource,
+    driver: base.Driver,
+    settings: opts.Settings,
+    size: int | None = None,
+) -> Plan:
+    """Plan a volume from an image.
+
+    :param size: bytes of the volume; None: as the image, in whole GiB
+    """
+    return _Planner(image, source, driver, settings, size).plan()
+
+
+class _Planner:
+    def __init__(
+        self,
+        image: images.ImageInfo,
+        source: image_source.ImageSource,
+        driver: base.Driver,
+        settings: opts.Settings,
+        size: int | None,
+    ) -> None:
+        self._image = image
+        self._driver = driver
+        self._settings = settings
+        self._inspection = formats.inspect(source.head(formats.HEAD))
+        self._content_size = (
+            source.size
+            if self._inspection.virtual_size is None
+            else self._inspection.virtual_size
+        )
+        needed = max(self._content_size, image.min_disk)
+        self._size = _gib(needed) * units.Gi if size is None else size
+        self._needed = needed
+        # What is wrong with the image stands in the way of every candidate.
+        self._image_refusals = tuple(self._judge_image())
+
+    def plan(self) -> Plan:
+        candidates = (
+            *map(self._clone_location, self._image.locations),
+            *self._bases(),
+            self._stream(),
+        )
+        return Plan(self._image, self._content_size, self._size, candidates)
+
+    def _judge_image(self) -> Iterator[Refusal]:
+        image, label = self._image, self._image.label
+        if image.status != 'active':
+            yield refuse(
+                Reason.IMAGE_NOT_ACTIVE, image=label, status=image.status
+            )
+        if refusal := formats.check_claim(image, self._inspection):
+            yield refusal
+        try:
+            hashing.expected(image)
+        except exception.ImageError as error:
+            yield error.refusal
+        if self._needed > self._settings.max_image_size:
+            yield refuse(
+                Reason.IMAGE_TOO_LARGE,
+                image=label,
+                size=self._needed,
+                size_gib=_gib(self._needed),
+                limit=self._settings.max_image_size,
+            )
+        if self._needed > self._size:
+            yield refuse(
+                Reason.VOLUME_TOO_SMALL,
+                image=label,
+                needed=self._needed,
+                needed_gib=_gib(self._needed),
+                size=self._size,
+            )
+
+    def _clone_location(self, location: image_location.Location) -> Candidate:
+        refusals = [*self._image_refusals, *self._cow_refusals()]
+        if isinstance(location, image_location.MalformedLocation):
+            refusals.append(
+                refuse(
+                    Reason.LOCATION_INVALID,
+                    location=str(location),
+                    problem=location.problem,
+                )
+            )
+        elif isinstance(self._driver, base.Cloner):
+            refusals += _refusal_of(self._driver, self._image.at(location))
+        else:
+            refusals.append(self._refuse(Reason.NOT_CLONEABLE))
+        return Candidate(Kind.CLONE_LOCATION, location, tuple(refusals))
+
+    def _bases(self) -> Iterator[Candidate]:
+        """Clone the base there is; or make one, where there is none."""
+        common = [*self._image_refusals, *self._cow_refusals()]
+        key = base.BaseKey.of(self._image)
+        if not isinstance(self._driver, base.BaseKeeper) or key is None:
+            reason = self._no_base_keeping(key)
+            for kind in (Kind.CLONE_BASE, Kind.PREPARE_BASE):
+                yield Candidate(kind, None, (*common, reason))
+            return
+        found = self._driver.find_base(key)
+        location = found.location if found else None
+        if location is None:
+            refusal = self._refuse(Reason.NO_BASE, image=self._image.label)
+            found_refusals: tuple[Refusal, ...] = (refusal,)
+            make_refusals = tuple(self._tool_refusals())
+        else:
+            # It is made anew only where it goes between here and the clone.
+            image = self._image.at(location)
+            found_refusals = _refusal_of(self._driver, image)
+            make_refusals = found_refusals
+        yield Candidate(Kind.CLONE_BASE, location, (*common, *found_refusals))
+        yield Candidate(Kind.PREPARE_BASE, None, (*common, *make_refusals))
+
+    def _stream(self) -> Candidate:
+        refusals = [*self._image_refusals, *self._tool_refusals()]
+        if self._settings.cow_fallback == 'refuse':
+            refusals.append(self._refuse(Reason.FALLBACK_REFUSED))
+        return Candidate(Kind.STREAM, None, tuple(refusals))
+
+    def _no_base_keeping(self, key: base.BaseKey | None) -> Refusal:
+        if key is None:
+            return refuse(Reason.NO_IDENTITY, image=self._image.label)
+        return self._refuse(Reason.NO_BASE_KEEPING)
+
+    def _refuse(self, reason: Reason, **facts: str) -> Refusal:
+        return refuse(reason, backend=self._driver.backend, **facts)
+
+    def _cow_refusals(self) -> Iterator[Refusal]:
+        if not self._settings.cow_enabled:
+            yield self._refuse(Reason.COW_DISABLED)
+
+    def _tool_refusals(self) -> Iterator[Refusal]:
+        if self._image.disk_format not in formats.CONVERTED:
+            return
+        if shutil.which('qemu-img') is None:
+            yield refuse(
+                Reason.TOOL_MISSING, tool='qemu-img', package='qemu-utils'
+            )
+
+
+def _refusal_of(
+    driver: base.Cloner, image: images.ImageInfo
+) -> tuple[Refusal, ...]:
+    refusal = driver.cloneable(image).refusal
+    return (refusal,) if refusal else ()
+
+
+def _gib(size: int) -> int:
+    """Round bytes up to whole GiB; nothing is less than one."""
+    return max(1, -(-size // units.Gi))

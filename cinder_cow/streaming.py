@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream a raw image into a sink, in one pass.
+
+Read, inspect, hash, skip zeros, write: there is no temporary file, and
+memory is bounded by a few pieces. What is not as claimed stops the stream
+before its first byte is written.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+
+from cinder_cow import exception
+from cinder_cow import formats
+from cinder_cow import hashing
+from cinder_cow import image_info as images
+from cinder_cow import image_source
+from cinder_cow import sparse
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+
+# Called with the phase, and the bytes done of all bytes.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Filled:
+    """What was put into a sink.
+
+    :param bytes_copied: bytes written; zeros that were skipped and blocks
+        that are shared are not in it
+    :param hash: 'algorithm:value' over the image's bytes, or empty
+    """
+
+    bytes_copied: int
+    hash: str = ''
+
+
+def stream(
+    sink: base.Sink,
+    image: images.ImageInfo,
+    source: image_source.ImageSource,
+    report: Progress,
+) -> Filled:
+    """Write the bytes of an image as they are.
+
+    :raises ImageError: it is not what it claims; nothing may be published
+    :raises BackendError: reading or writing failed
+    """
+    done = written = 0
+    with hashing.hasher(image) as hasher:
+        for piece in _inspected(image, source.pieces()):
+            hasher.update(piece)
+            written += put(sink, piece)
+            done += piece if isinstance(piece, int) else len(piece)
+            report('streaming', done, source.size)
+        digest = hasher.check()
+    if image.size not in (None, done):
+        raise exception.ImageError.because(
+            Reason.IMAGE_CORRUPT,
+            image=image.label,
+            problem=f'it has {done} bytes, its record says {image.size}',
+        )
+    return Filled(written, digest)
+
+
+def put(sink: base.Sink, piece: bytes | int) -> int:
+    """Append data or the length of a hole, skipping what is zeros.
+
+    :returns: how many bytes were written
+    """
+    if isinstance(piece, int):
+        sink.skip(piece)
+        return 0
+    written = 0
+    view = memoryview(piece)
+    for start, end, hole in sparse.runs(piece):
+        if hole:
+            sink.skip(end - start)
+        else:
+            sink.write(view[start:end])
+            written += end - start
+    return written
+
+
+def check_head(image: images.ImageInfo, head: bytes) -> formats.Inspection:
+    """Compare the first bytes of an image with what it claims to be.
+
+    :raises ImageError: EMPTY_IMAGE, FORMAT_MISMATCH and its like
+    """
+    if not head:
+        raise exception.ImageError.because(
+            Reason.EMPTY_IMAGE, image=image.label
+        )
+    inspection = formats.inspect(head)
+    if refusal := formats.check_claim(image, inspection):
+        raise exception.ImageError(refusal)
+    return inspection
+
+
+def _inspected(
+    image: images.ImageInfo, pieces: Iterator[bytes | int]
+) -> Iterator[bytes | int]:
+    """Pass pieces on once the head they begin with was checked."""
+    held: list[bytes | int] = []
+    head = bytearray()
+    for piece in pieces:
+        held.append(piece)
+        wanted = formats.HEAD - len(head)
+        if isinstance(piece, int):
+            head += bytes(min(piece, wanted))
+        else:
+            head += piece[:wanted]
+        if len(head) == formats.HEAD:
+            break
+    check_head(image, bytes(head))
+    yield from held
+    yield from pieces

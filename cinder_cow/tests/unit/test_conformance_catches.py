@@ -1,0 +1,910 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformance suite fails where it must.
+
+Each driver here breaks a promise of the contract, and the case that is about
+that promise must fail. The sound driver must pass them all.
+"""
+
+import collections
+import dataclasses
+import functools
+import time
+from typing import Any
+import unittest
+
+import ddt
+import fixtures
+from oslotest import base as test_base
+
+from cinder_cow import exception
+from cinder_cow import refusal
+from cinder_cow.drivers import base
+from cinder_cow.drivers import common
+from cinder_cow.drivers import memory
+from cinder_cow.tests import conformance
+
+# A broken driver may wait for ever; a sound one is far from these limits.
+LIMIT_SECONDS = 30
+BASE_WAIT_SECONDS = 1
+
+
+class Result(unittest.TestResult):
+    """Keeps what ended a case, by the name of the case."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended_by = {}
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.ended_by[test._testMethodName] = err[1]
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.ended_by[test._testMethodName] = err[1]
+
+
+def run_cases(make_driver, *names):
+    """Run these cases of the suite, or all of them, against a driver."""
+
+    # In here, so that no test runner finds it.
+    class Suite(conformance.BaseKeeperConformance, unittest.TestCase):
+        def make_driver(self):
+            return make_driver()
+
+        def overwrite(self, volume_name, offset, data):
+            self.driver._volumes[volume_name].write(offset, data)
+
+    chosen = names or unittest.TestLoader().getTestCaseNames(Suite)
+    result = Result()
+    unittest.TestSuite(map(Suite, chosen)).run(result)
+    return result
+
+
+class Driver(memory.MemoryDriver):
+    """The sound driver, with parts that can be replaced by broken ones."""
+
+    def __init__(
+        self,
+        writer=memory._VolumeWriter,
+        base_writer=memory._BaseWriter,
+        reader=memory._Reader,
+    ):
+        super().__init__()
+        self.parts = (writer, base_writer, reader)
+
+    def _open(self, volume_name, size):
+        super()._open(volume_name, size)
+        return self.parts[0](self, volume_name, size)
+
+    def begin_base(self, key, size):
+        begun = super().begin_base(key, size)
+        if isinstance(begun, base.Base):
+            return begun
+        return self.parts[1](self, key.name, size)
+
+    def read(self, source):
+        reader: Any = super().read(source)
+        return self.parts[2](reader._disk)
+
+
+# Sinks
+
+
+class ShortSink(memory._MemorySink):
+    """A write keeps only the first half of its data."""
+
+    def write(self, data):
+        half = len(data) // 2
+        super().write(data[:half])
+        self.skip(len(data) - half)
+
+
+class ShortWriter(ShortSink, memory._VolumeWriter):
+    pass
+
+
+class ShortBaseWriter(ShortSink, memory._BaseWriter):
+    pass
+
+
+class NameKeepingSink(memory._MemorySink):
+    """After an abort the name stays in use."""
+
+    def abort(self):
+        self._done = True
+        if self.name in {**self.driver._volumes, **self.driver._bases}:
+            self.driver._finish(self.name)
+
+
+class NameKeepingWriter(NameKeepingSink, memory._VolumeWriter):
+    pass
+
+
+class NameKeepingBaseWriter(NameKeepingSink, memory._BaseWriter):
+    pass
+
+
+class TailLosingWriter(memory._VolumeWriter):
+    """What fills no whole block of 4096 bytes at the end is lost."""
+
+    def close(self):
+        tail = self.disk.size % 4096
+        self.disk.write(self.disk.size - tail, bytes(tail))
+        super().close()
+
+
+class OverlappingWriter(memory._VolumeWriter):
+    """A write begins where the last whole sector ended."""
+
+    def write(self, data):
+        super().write(data)
+        self._offset -= len(data) % 512
+
+
+class ReferringWriter(memory._VolumeWriter):
+    """Keeps the caller's buffers and reads them when it is closed."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.kept = []
+
+    def write(self, data):
+        self.kept.append((self._advance(len(data)), data))
+
+    def close(self):
+        for offset, data in self.kept:
+            self.disk.write(offset, bytes(data))
+        super().close()
+
+
+class DirtyWriter(memory._VolumeWriter):
+    """What is not written is not zeros."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.disk.write(0, b'x' * self.disk.size)
+
+
+class DirtySkipWriter(memory._VolumeWriter):
+    """What is skipped is not zeros."""
+
+    def skip(self, length):
+        self.write(b'x' * length)
+
+
+class BoundlessWriter(memory._VolumeWriter):
+    """Writes beyond the size."""
+
+    def _advance(self, length):
+        self._offset += length
+        return self._offset - length
+
+
+class EarlyWriter(memory._VolumeWriter):
+    """The volume is there from its first write on."""
+
+    def write(self, data):
+        super().write(data)
+        self.driver._volumes[self.name] = self.disk
+
+
+class LateAbortWriter(memory._VolumeWriter):
+    """An abort after close removes the volume."""
+
+    def close(self):
+        super().close()
+        self.driver._volumes[self.name] = self.disk
+
+    def abort(self):
+        super().abort()
+        self.driver._volumes.pop(self.name, None)
+
+
+class PublishingAbortWriter(memory._VolumeWriter):
+    """An abort publishes what was written."""
+
+    def abort(self):
+        self.driver._volumes[self.name] = self.disk
+        super().abort()
+
+
+class PublishingExitWriter(memory._VolumeWriter):
+    """Leaving the block unfinished publishes the volume."""
+
+    def __exit__(self, *args):
+        self.close()
+
+
+class EarlyBaseWriter(memory._BaseWriter):
+    """The base is there from its first write on."""
+
+    def write(self, data):
+        super().write(data)
+        key = base.BaseKey('image-1', 'sha512:1')
+        self.publish(base.BaseFacts(key, '', 'raw', 0, '', 0))
+
+
+class VolumeMakingBaseWriter(memory._BaseWriter):
+    """A base is a volume too."""
+
+    def publish(self, facts):
+        self.driver._volumes[self.name] = self.disk
+        return super().publish(facts)
+
+
+# Readers
+
+
+class HoleReader(memory._Reader):
+    """Calls data holes."""
+
+    def extents(self):
+        for extent in super().extents():
+            yield dataclasses.replace(extent, hole=True)
+
+
+class ShortExtentsReader(memory._Reader):
+    """The extents end before the volume does."""
+
+    def extents(self):
+        return iter(list(super().extents())[:-1])
+
+
+class BoundlessReader(memory._Reader):
+    """Reads zeros beyond the size."""
+
+    def read(self, offset, length):
+        return self._disk.read(offset, length)
+
+
+# Volumes
+
+
+class NoDriver(memory.MemoryDriver):
+    """Has not all methods of a driver."""
+
+    extend: Any = None
+
+
+class RoundingDriver(memory.MemoryDriver):
+    """A volume is some blocks large."""
+
+    def _open(self, volume_name, size):
+        return super()._open(volume_name, -(-size // 4096) * 4096)
+
+
+class SectorRoundingDriver(memory.MemoryDriver):
+    """A volume is some sectors large."""
+
+    def _open(self, volume_name, size):
+        return super()._open(volume_name, -(-size // 512) * 512)
+
+
+class OverwritingDriver(memory.MemoryDriver):
+    """A volume that is there gives way to a new one."""
+
+    def _open(self, volume_name, size):
+        self._volumes.pop(volume_name, None)
+        return super()._open(volume_name, size)
+
+
+class TwoMakersDriver(memory.MemoryDriver):
+    """A name that is being made can be taken."""
+
+    def _open(self, volume_name, size):
+        self._making.discard(volume_name)
+        return super()._open(volume_name, size)
+
+
+class RacingDriver(memory.MemoryDriver):
+    """Looks whether a name is free, and takes it some time later."""
+
+    def _open(self, volume_name, size):
+        if self.exists(volume_name):
+            return super()._open(volume_name, size)
+        time.sleep(0.1)
+        return memory._VolumeWriter(self, volume_name, size)
+
+
+class AnyNameDriver(memory.MemoryDriver):
+    """Takes any name for a new volume."""
+
+    def _open(self, volume_name, size):
+        return memory._VolumeWriter(self, volume_name, size)
+
+
+class AnyNameDeletingDriver(memory.MemoryDriver):
+    """Takes any name to delete."""
+
+    def delete(self, volume_name):
+        self._volumes.pop(volume_name, None)
+
+
+class SuffixDriver(memory.MemoryDriver):
+    """Takes a suffix for its own."""
+
+    def _open(self, volume_name, size):
+        return super()._open(volume_name.removesuffix('.raw'), size)
+
+
+class MakingDriver(memory.MemoryDriver):
+    """What is not there is made, empty."""
+
+    def _disk(self, volume_name):
+        return self._volumes.setdefault(volume_name, memory._Disk(0))
+
+
+class DirtyExtendDriver(memory.MemoryDriver):
+    """What is new is not zeros."""
+
+    def extend(self, volume_name, size):
+        old = self.show(volume_name).size
+        super().extend(volume_name, size)
+        self._volumes[volume_name].write(old, b'x')
+
+
+class LosingExtendDriver(memory.MemoryDriver):
+    """What was there is lost."""
+
+    def extend(self, volume_name, size):
+        super().extend(volume_name, size)
+        self._volumes[volume_name].blocks.clear()
+
+
+class IdleExtendDriver(memory.MemoryDriver):
+    """Extending does nothing."""
+
+    def extend(self, volume_name, size):
+        self.show(volume_name)
+
+
+class ShrinkingDriver(memory.MemoryDriver):
+    """Extending may cut a volume short."""
+
+    def extend(self, volume_name, size):
+        self._disk(volume_name).size = size
+
+
+class LyingDeleteDriver(memory.MemoryDriver):
+    """A deleted volume is still there."""
+
+    def delete(self, volume_name):
+        common.check_volume_name(volume_name)
+
+
+class StrictDeleteDriver(memory.MemoryDriver):
+    """Fails to delete what is gone."""
+
+    def delete(self, volume_name):
+        self._disk(volume_name)
+        super().delete(volume_name)
+
+
+class NameKeepingDeleteDriver(memory.MemoryDriver):
+    """The name of a deleted volume stays in use."""
+
+    def delete(self, volume_name):
+        super().delete(volume_name)
+        self._making.add(volume_name)
+
+
+class UnorderedDriver(memory.MemoryDriver):
+    """Lists volumes as they were made."""
+
+    def list(self):
+        return map(self.show, self._volumes)
+
+
+# Clones
+
+
+class CloneDriver(memory.MemoryDriver):
+    """Makes a sound clone, and then spoils it."""
+
+    def clone(self, image_info, volume_name):
+        super().clone(image_info, volume_name)
+        parent = self._parent(image_info.locations[0])
+        self.spoil(volume_name, self._volumes[volume_name], parent)
+        return self.show(volume_name)
+
+    def spoil(self, name, disk, parent):
+        raise NotImplementedError
+
+
+class EmptyCloneDriver(CloneDriver):
+    """A clone has nothing of its parent."""
+
+    def spoil(self, name, disk, parent):
+        disk.blocks.clear()
+
+
+class DirtyCloneDriver(CloneDriver):
+    """A parent's holes are not zeros in its clone."""
+
+    def spoil(self, name, disk, parent):
+        for number in range(parent.size // memory.BLOCK):
+            disk.blocks.setdefault(number, b'x' * memory.BLOCK)
+
+
+class DirtyLargeCloneDriver(CloneDriver):
+    """What lies behind the parent's end is not zeros."""
+
+    def spoil(self, name, disk, parent):
+        disk.write(parent.size, b'x' * (disk.size - parent.size))
+
+
+class ParentSharingDriver(CloneDriver):
+    """A clone has the blocks of its parent as its own."""
+
+    def spoil(self, name, disk, parent):
+        disk.blocks = parent.blocks
+
+
+class SiblingSharingDriver(CloneDriver):
+    """The clones of one parent are one."""
+
+    def __init__(self):
+        super().__init__()
+        self.tables: dict[int, dict[int, bytes]] = {}
+
+    def spoil(self, name, disk, parent):
+        disk.blocks = self.tables.setdefault(id(parent), disk.blocks)
+
+
+class FollowingDriver(CloneDriver):
+    """A clone needs its parent, and the parent may go."""
+
+    def spoil(self, name, disk, parent):
+        disk.blocks = collections.ChainMap({}, parent.blocks)
+
+    def retire_base(self, name):
+        if name in self._bases:
+            self._bases[name][1].blocks.clear()
+        super().retire_base(name)
+
+
+class CopyingDisk(memory._Disk):
+    """Shares all its blocks, until the first write copies them all."""
+
+    shared = True
+
+    def write(self, offset, data):
+        self.shared = False
+        super().write(offset, data)
+
+
+class CopyingDriver(CloneDriver):
+    """The first write to a clone copies all of it."""
+
+    def spoil(self, name, disk, parent):
+        self._volumes[name] = CopyingDisk(disk.size, disk.blocks)
+
+    def show(self, volume_name):
+        shared = getattr(self._disk(volume_name), 'shared', False)
+        info = super().show(volume_name)
+        return dataclasses.replace(info, allocated=0) if shared else info
+
+
+class OwnSizeCloneDriver(memory.MemoryDriver):
+    """A clone is as large as its parent, whatever was asked for."""
+
+    def clone(self, image_info, volume_name):
+        whole = self.bound(base.VolumeRequest())
+        return memory.MemoryDriver.clone(whole, image_info, volume_name)
+
+
+class TruncatingDriver(OwnSizeCloneDriver):
+    """A clone is as large as was asked for, whatever that cuts off."""
+
+    def clone(self, image_info, volume_name):
+        super().clone(image_info, volume_name)
+        if self.request.size is not None:
+            self._volumes[volume_name].size = self.request.size
+        return self.show(volume_name)
+
+
+class ParentDeletingDriver(memory.MemoryDriver):
+    """A volume that is deleted takes the bases along."""
+
+    def delete(self, volume_name):
+        super().delete(volume_name)
+        self._bases.clear()
+
+
+class ImpatientDriver(memory.MemoryDriver):
+    """Fails where another clone is being made."""
+
+    def clone(self, image_info, volume_name):
+        if self._making:
+            raise exception.BackendError.because(
+                refusal.Reason.BUSY, what='all', owner='another', seconds=0
+            )
+        self._making.add('any')
+        time.sleep(0.01)
+        self._making.discard('any')
+        return super().clone(image_info, volume_name)
+
+
+# Bases
+
+
+class NoBaseKeeper(memory.MemoryDriver):
+    """Has not all methods of a base keeper."""
+
+    retire_base: Any = None
+
+
+class HashFindingDriver(memory.MemoryDriver):
+    """Finds a base by its hash alone."""
+
+    def find_base(self, key):
+        for made in self.list_bases():
+            if made.facts.key.content_id == key.content_id:
+                return made
+        return None
+
+
+class ImageFindingDriver(memory.MemoryDriver):
+    """Finds a base by its image alone, whatever is in it by now."""
+
+    def find_base(self, key):
+        for made in self.list_bases():
+            if made.facts.key.image_id == key.image_id:
+                return made
+        return None
+
+
+class NotWaitingDriver(memory.MemoryDriver):
+    """A second maker of a base does not wait for the first."""
+
+    def begin_base(self, key, size):
+        self._making.discard(key.name)
+        return super().begin_base(key, size)
+
+
+class RemakingDriver(memory.MemoryDriver):
+    """A second maker waits, and then makes the base again."""
+
+    def begin_base(self, key, size):
+        begun = super().begin_base(key, size)
+        if isinstance(begun, base.Base):
+            return memory._BaseWriter(self, key.name, size)
+        return begun
+
+
+class AnyLocationDriver(memory.MemoryDriver):
+    """Says that it can clone anything."""
+
+    def cloneable(self, image_info):
+        return refusal.YES
+
+
+class AnyBackendDriver(memory.MemoryDriver):
+    """Takes the base of another back end for its own."""
+
+    def _parent(self, location):
+        found = self._bases.get(getattr(location, 'name', ''))
+        return found[1] if found else None
+
+
+class LyingRetireDriver(memory.MemoryDriver):
+    """A retired base is still there."""
+
+    def retire_base(self, name):
+        pass
+
+
+class CarelessRetireDriver(memory.MemoryDriver):
+    """Retires a base although it knows of its children."""
+
+    def children(self, base, limit):
+        return [volume.name for volume in self.list()]
+
+
+def with_writer(writer):
+    return functools.partial(Driver, writer=writer)
+
+
+def with_base_writer(writer):
+    return functools.partial(Driver, base_writer=writer)
+
+
+def with_reader(reader):
+    return functools.partial(Driver, reader=reader)
+
+
+@ddt.ddt
+class TestConformanceCatches(test_base.BaseTestCase):
+    def setUp(self):
+        super().setUp()
+        self.useFixture(fixtures.Timeout(LIMIT_SECONDS, gentle=True))
+
+    @ddt.data(memory.MemoryDriver, Driver)
+    def test_a_sound_driver_passes(self, make_driver):
+        result = run_cases(make_driver)
+        self.assertEqual({}, result.ended_by)
+        self.assertEqual([], result.skipped)
+        self.assertGreater(result.testsRun, 40)
+
+    @ddt.named_data(
+        # A volume by open, write and close
+        ['no_driver', NoDriver, 'test_is_a_driver'],
+        [
+            'short_write',
+            with_writer(ShortWriter),
+            'test_written_bytes_are_read',
+        ],
+        [
+            'dirty_skip',
+            with_writer(DirtySkipWriter),
+            'test_written_bytes_are_read',
+        ],
+        [
+            'last_block_lost',
+            with_writer(TailLosingWriter),
+            'test_last_block_is_kept',
+        ],
+        [
+            'writes_overlap',
+            with_writer(OverlappingWriter),
+            'test_many_small_writes_are_one_stream',
+        ],
+        [
+            'buffers_by_reference',
+            with_writer(ReferringWriter),
+            'test_buffer_may_change_after_write',
+        ],
+        [
+            'not_written_is_not_zeros',
+            with_writer(DirtyWriter),
+            'test_what_is_not_written_is_zeros',
+        ],
+        ['wrong_size', RoundingDriver, 'test_size_is_what_was_asked'],
+        ['wrong_odd_size', SectorRoundingDriver, 'test_odd_sizes'],
+        [
+            'seen_before_close',
+            with_writer(EarlyWriter),
+            'test_nothing_is_seen_before_close',
+        ],
+        [
+            'abort_after_close_removes',
+            with_writer(LateAbortWriter),
+            'test_close_twice',
+        ],
+        [
+            'abort_keeps_the_name',
+            with_writer(NameKeepingWriter),
+            'test_abort_leaves_nothing',
+        ],
+        [
+            'abort_publishes',
+            with_writer(PublishingAbortWriter),
+            'test_abort_leaves_nothing',
+        ],
+        [
+            'leaving_publishes',
+            with_writer(PublishingExitWriter),
+            'test_leaving_the_block_unfinished_aborts',
+        ],
+        [
+            'an_error_publishes',
+            with_writer(PublishingExitWriter),
+            'test_an_error_in_the_block_comes_through',
+        ],
+        [
+            'writes_beyond_the_size',
+            with_writer(BoundlessWriter),
+            'test_writing_beyond_the_size_is_an_error',
+        ],
+        [
+            'overwrites_a_volume',
+            OverwritingDriver,
+            'test_a_name_in_use_is_refused_and_kept',
+        ],
+        [
+            'two_makers_of_a_name',
+            TwoMakersDriver,
+            'test_a_name_being_made_is_refused',
+        ],
+        ['makes_any_name', AnyNameDriver, 'test_bad_names_are_refused'],
+        [
+            'deletes_any_name',
+            AnyNameDeletingDriver,
+            'test_bad_names_are_refused',
+        ],
+        ['mixes_up_names', SuffixDriver, 'test_names_that_look_alike'],
+        # Reading
+        [
+            'calls_data_a_hole',
+            with_reader(HoleReader),
+            'test_extents_cover_the_volume_and_tell_the_truth',
+        ],
+        [
+            'extents_end_early',
+            with_reader(ShortExtentsReader),
+            'test_extents_cover_the_volume_and_tell_the_truth',
+        ],
+        [
+            'reads_beyond_the_end',
+            with_reader(BoundlessReader),
+            'test_reading_beyond_the_end_is_an_error',
+        ],
+        [
+            'reads_what_is_not_there',
+            MakingDriver,
+            'test_reading_what_is_not_there',
+        ],
+        # Extend, delete, list
+        [
+            'extend_adds_no_zeros',
+            DirtyExtendDriver,
+            'test_extend_keeps_content_and_adds_zeros',
+        ],
+        [
+            'extend_loses_content',
+            LosingExtendDriver,
+            'test_extend_keeps_content_and_adds_zeros',
+        ],
+        [
+            'extend_does_nothing',
+            IdleExtendDriver,
+            'test_extend_keeps_content_and_adds_zeros',
+        ],
+        ['extend_shrinks', ShrinkingDriver, 'test_extend_never_shrinks'],
+        [
+            'extends_what_is_not_there',
+            MakingDriver,
+            'test_extend_what_is_not_there',
+        ],
+        ['delete_lies', LyingDeleteDriver, 'test_delete'],
+        [
+            'delete_fails_the_second_time',
+            StrictDeleteDriver,
+            'test_delete_what_is_gone_succeeds',
+        ],
+        [
+            'delete_keeps_the_name',
+            NameKeepingDeleteDriver,
+            'test_a_name_is_free_after_delete',
+        ],
+        [
+            'list_has_no_order',
+            UnorderedDriver,
+            'test_list_tells_what_show_tells',
+        ],
+        # Bases
+        ['no_base_keeper', NoBaseKeeper, 'test_is_a_base_keeper'],
+        [
+            'base_found_by_hash_alone',
+            HashFindingDriver,
+            'test_a_base_is_found_by_its_whole_key',
+        ],
+        [
+            'base_found_by_image_alone',
+            ImageFindingDriver,
+            'test_a_base_is_found_by_its_whole_key',
+        ],
+        [
+            'short_write_to_a_base',
+            with_base_writer(ShortBaseWriter),
+            'test_a_base_is_no_volume',
+        ],
+        [
+            'base_is_a_volume',
+            with_base_writer(VolumeMakingBaseWriter),
+            'test_a_base_is_no_volume',
+        ],
+        [
+            'base_found_before_publish',
+            with_base_writer(EarlyBaseWriter),
+            'test_an_unfinished_base_is_not_found',
+        ],
+        [
+            'abort_keeps_the_base',
+            with_base_writer(NameKeepingBaseWriter),
+            'test_an_unfinished_base_is_not_found',
+        ],
+        [
+            'second_maker_does_not_wait',
+            NotWaitingDriver,
+            'test_a_second_maker_is_given_the_first_ones_base',
+        ],
+        [
+            'second_maker_makes_it_again',
+            RemakingDriver,
+            'test_a_second_maker_is_given_the_first_ones_base',
+        ],
+        # Clones
+        [
+            'clone_is_empty',
+            EmptyCloneDriver,
+            'test_a_clone_has_the_bytes_of_its_parent',
+        ],
+        [
+            'clone_has_its_own_size',
+            OwnSizeCloneDriver,
+            'test_a_clone_has_the_size_asked_for',
+        ],
+        [
+            'clone_ends_in_no_zeros',
+            DirtyLargeCloneDriver,
+            'test_a_clone_has_the_size_asked_for',
+        ],
+        [
+            'clone_truncates',
+            TruncatingDriver,
+            'test_a_clone_is_never_a_truncation',
+        ],
+        [
+            'clone_is_copied_later',
+            CopyingDriver,
+            'test_a_clone_takes_almost_no_space',
+        ],
+        [
+            'blocks_shared_with_the_parent',
+            ParentSharingDriver,
+            'test_a_write_to_a_clone_shows_in_no_other',
+        ],
+        [
+            'blocks_shared_with_a_sibling',
+            SiblingSharingDriver,
+            'test_a_write_to_a_clone_shows_in_no_other',
+        ],
+        [
+            'clone_fills_holes',
+            DirtyCloneDriver,
+            'test_clone_and_stream_give_the_same_bytes',
+        ],
+        [
+            'delete_takes_the_parent',
+            ParentDeletingDriver,
+            'test_a_clone_can_be_extended_and_deleted',
+        ],
+        [
+            'clone_overwrites_a_volume',
+            OverwritingDriver,
+            'test_a_clone_does_not_take_a_name_in_use',
+        ],
+        [
+            'everything_is_cloneable',
+            AnyLocationDriver,
+            'test_only_own_bases_are_cloneable',
+        ],
+        [
+            'any_back_end_is_its_own',
+            AnyBackendDriver,
+            'test_only_own_bases_are_cloneable',
+        ],
+        [
+            'clone_follows_its_parent',
+            FollowingDriver,
+            'test_a_base_with_children_stays',
+        ],
+        [
+            'retire_lies',
+            LyingRetireDriver,
+            'test_a_base_with_children_stays',
+        ],
+        [
+            'retires_with_children',
+            CarelessRetireDriver,
+            'test_a_base_with_children_stays',
+        ],
+        ['fails_at_once', ImpatientDriver, 'test_many_at_once'],
+        [
+            'many_winners',
+            RacingDriver,
+            'test_one_name_many_makers_one_winner',
+        ],
+    )
+    def test_is_caught(self, make_driver, case):
+        self.useFixture(
+            fixtures.MonkeyPatch(
+                'cinder_cow.drivers.memory.BASE_WAIT_SECONDS',
+                BASE_WAIT_SECONDS,
+            )
+        )
+        error = run_cases(make_driver, case).ended_by.get(case)
+        # A crash of the broken driver itself would prove nothing.
+        self.assertIsInstance(error, (AssertionError, exception.CowError))
