@@ -103,7 +103,7 @@ def _target(
         node = qemu_img.QemuNode.descriptor(scratch.fileno())
         yield qemu_img.Disk(node, 'raw')
         for piece in sparse.file_pieces(scratch.fileno(), size):
-            streaming.put(sink, piece)
+            sparse.put(sink, piece)
 
 
 def _check_intact(

@@ -7,6 +7,7 @@ import os
 import pathlib
 import tempfile
 
+from cinder_cow import direct_io
 from cinder_cow import exception
 from cinder_cow import sparse
 from cinder_cow import streaming
@@ -27,8 +28,10 @@ def export(
     """
     try:
         with _unnamed(path.parent) as descriptor:
-            _copy(reader, descriptor, report)
-            os.fsync(descriptor)
+            file = direct_io.DirectWriter(os.dup(descriptor), reader.size)
+            with contextlib.closing(file):
+                _copy(reader, file, report)
+                file.flush()
             _name(descriptor, path)
     except FileExistsError:
         raise exception.RequestError.because(
@@ -41,26 +44,20 @@ def export(
 
 
 def _copy(
-    reader: base.Reader, descriptor: int, report: streaming.Progress
+    reader: base.Reader,
+    file: direct_io.DirectWriter,
+    report: streaming.Progress,
 ) -> None:
-    os.ftruncate(descriptor, reader.size)
     for extent in reader.extents():
         offset, end = extent.offset, extent.offset + extent.length
-        while offset < end and not extent.hole:
+        if extent.hole:
+            file.skip(extent.length)
+            continue
+        while offset < end:
             data = reader.read(offset, min(sparse.CHUNK, end - offset))
-            for start, stop, hole in sparse.runs(data):
-                if not hole:
-                    _write(descriptor, data[start:stop], offset + start)
+            sparse.put(file, data)
             offset += len(data)
             report('exporting', offset, reader.size)
-    report('exporting', reader.size, reader.size)
-
-
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dataclasses
 import errno
 import os
+from typing import Protocol
 
 from oslo_utils import units
 
@@ -24,6 +25,14 @@ class Extent:
     offset: int
     length: int
     hole: bool
+
+
+class Sparse(Protocol):
+    """What takes data and holes, in order."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+
+    def skip(self, length: int) -> None: ...
 
 
 def file_extents(descriptor: int, size: int) -> Iterator[Extent]:
@@ -86,3 +95,22 @@ def _is_zeros(data: bytes, offset: int) -> bool:
         return False
     granule = data[offset : offset + GRANULE]
     return granule == _ZEROS[: len(granule)]
+
+
+def put(sink: Sparse, piece: bytes | int) -> int:
+    """Append data or the length of a hole, skipping what is zeros.
+
+    :returns: how many bytes were written
+    """
+    if isinstance(piece, int):
+        sink.skip(piece)
+        return 0
+    written = 0
+    view = memoryview(piece)
+    for start, end, hole in runs(piece):
+        if hole:
+            sink.skip(end - start)
+        else:
+            sink.write(view[start:end])
+            written += end - start
+    return written

@@ -50,7 +50,7 @@ def stream(
     with hashing.hasher(image) as hasher:
         for piece in _inspected(image, source.pieces()):
             hasher.update(piece)
-            written += put(sink, piece)
+            written += sparse.put(sink, piece)
             done += piece if isinstance(piece, int) else len(piece)
             report('streaming', done, source.size)
         digest = hasher.check()
@@ -61,25 +61,6 @@ def stream(
             problem=f'it has {done} bytes, its record says {image.size}',
         )
     return Filled(written, digest)
-
-
-def put(sink: base.Sink, piece: bytes | int) -> int:
-    """Append data or the length of a hole, skipping what is zeros.
-
-    :returns: how many bytes were written
-    """
-    if isinstance(piece, int):
-        sink.skip(piece)
-        return 0
-    written = 0
-    view = memoryview(piece)
-    for start, end, hole in sparse.runs(piece):
-        if hole:
-            sink.skip(end - start)
-        else:
-            sink.write(view[start:end])
-            written += end - start
-    return written
 
 
 def check_head(image: images.ImageInfo, head: bytes) -> formats.Inspection:

@@ -8,13 +8,14 @@ import fcntl
 import os
 import pathlib
 
+from cinder_cow import direct_io
 from cinder_cow import qemu_img
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
-from cinder_cow.drivers import direct_io
 from cinder_cow.drivers import file_bases
 from cinder_cow.drivers import file_layout
 
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # linux/fs.h: share all blocks of another file.
 _FICLONE = 0x40049409
 # What a file system says that cannot: no reflinks, another file system, a
@@ -62,7 +63,8 @@ class _FileSink(common.SinkMixin):
             undo.callback(partial.remove)
             with file_layout.translated(backend):
                 path.parent.mkdir(exist_ok=True)
-                self._file = direct_io.DirectWriter(path, size)
+                descriptor = os.open(path, _NEW, 0o600)
+                self._file = direct_io.DirectWriter(descriptor, size)
             undo.pop_all()
 
     def write(self, data: base.Data) -> None:

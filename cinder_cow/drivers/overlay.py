@@ -79,11 +79,10 @@ class OverlayReader(common.ReaderMixin):
     def read(self, offset: int, length: int) -> bytes:
         if offset + length > self.size:
             raise ValueError('read beyond the size')
-        data = bytearray()
         with file_layout.translated(self._backend):
-            for run in self._runs(offset, offset + length):
-                data += self._read_run(run)
-        return bytes(data)
+            return b''.join(
+                map(self._read_run, self._runs(offset, offset + length))
+            )
 
     def extents(self) -> Iterator[sparse.Extent]:
         for run in self._map:

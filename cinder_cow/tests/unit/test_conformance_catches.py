@@ -314,6 +314,13 @@ class AnyNameDriver(memory.MemoryDriver):
         return memory._VolumeWriter(self, volume_name, size)
 
 
+class AnyNameSeekingDriver(memory.MemoryDriver):
+    """Takes any name to look for."""
+
+    def exists(self, volume_name):
+        return volume_name in self._volumes
+
+
 class AnyNameDeletingDriver(memory.MemoryDriver):
     """Takes any name to delete."""
 
@@ -708,6 +715,11 @@ class TestConformanceCatches(test_base.BaseTestCase):
             'test_a_name_being_made_is_refused',
         ],
         ['makes_any_name', AnyNameDriver, 'test_bad_names_are_refused'],
+        [
+            'looks_for_any_name',
+            AnyNameSeekingDriver,
+            'test_bad_names_are_refused',
+        ],
         [
             'deletes_any_name',
             AnyNameDeletingDriver,

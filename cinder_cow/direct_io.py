@@ -12,11 +12,8 @@ from concurrent import futures
 import contextlib
 import mmap
 import os
-import pathlib
 
 from oslo_utils import units
-
-from cinder_cow.drivers import base
 
 BUFFER = units.Mi
 DEPTH = 4
@@ -25,14 +22,15 @@ ALIGNMENT = 4096
 
 
 class DirectWriter:
-    """Writes a new file of a known size; what is skipped is a hole.
+    """Writes a file of a known size from its start; skipped is a hole.
 
-    :param path: must not exist
+    :param descriptor: of an empty file; closed with this
     :param size: bytes
     :raises OSError: from any method, and again from each one after it
     """
 
-    def __init__(self, path: pathlib.Path, size: int) -> None:
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
         self.size = size
         self._offset = 0
         self._filled = 0
@@ -43,12 +41,10 @@ class DirectWriter:
         self._free: list[mmap.mmap] = []
         self._buffer: mmap.mmap | None = None
         self._pool: futures.ThreadPoolExecutor | None = None
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.descriptor = os.open(path, flags, 0o600)
         self._direct: int | None = None
         try:
-            os.ftruncate(self.descriptor, size)
-            self._direct = _open_direct(path)
+            os.ftruncate(descriptor, size)
+            self._direct = _open_direct(descriptor)
         except BaseException:
             self.close()
             raise
@@ -58,7 +54,7 @@ class DirectWriter:
         """Whether the file system takes O_DIRECT."""
         return self._direct is not None
 
-    def write(self, data: base.Data) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast('B')
         self._check_room(len(view))
         while view:
@@ -155,9 +151,9 @@ class DirectWriter:
         return buffer
 
 
-def _open_direct(path: pathlib.Path) -> int | None:
-    """Open for direct writing, or tell that the file system cannot."""
+def _open_direct(descriptor: int) -> int | None:
+    """Open a file once more, for direct writing, if that can be."""
     flags = os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC
     with contextlib.suppress(OSError):
-        return os.open(path, flags)
+        return os.open(f'/proc/self/fd/{descriptor}', flags)
     return None
