@@ -6,6 +6,7 @@ The inspectors are oslo.utils'; the comparison is ours, because their
 """
 
 import dataclasses
+import io
 import logging
 
 from oslo_utils import units
@@ -22,6 +23,7 @@ from cinder_cow.refusal import refuse
 HEAD = 2 * units.Mi
 
 SECTOR = 512
+_STEP = 64 * units.Ki
 
 # Claims whose bytes become the volume as they are, and what those may be.
 AS_THEY_ARE: dict[str, tuple[frozenset[str], ...]] = {
@@ -86,24 +88,16 @@ class Inspection:
         return '+'.join(sorted(self.content))
 
 
-class _Feed:
-    """A file of one chunk, as the inspectors want to pull it."""
-
-    def __init__(self, head: bytes) -> None:
-        self._chunk = head
-
-    def read(self, size: int) -> bytes:
-        chunk, self._chunk = self._chunk, b''
-        return chunk
-
-
 def inspect(head: bytes) -> Inspection:
     """Tell what the first bytes of an image show.
 
     :param head: the first ``HEAD`` bytes, or all of a smaller image
     """
-    wrapper = format_inspector.InspectWrapper(_Feed(head))  # type: ignore[arg-type]
-    wrapper.read(len(head))
+    # In steps, and only until all inspectors know: 2 MiB at once cost them
+    # 2.5 ms, this 0.2 ms.
+    wrapper = format_inspector.InspectWrapper(io.BytesIO(head))
+    while wrapper.read(_STEP) and wrapper.formats is None:
+        pass
     wrapper.close()
     found = wrapper.formats or []
     content = frozenset(str(inspector) for inspector in found)

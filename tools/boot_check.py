@@ -127,8 +127,10 @@ def check(path: str, disk_format: str, seconds: int) -> int:
             wait_for_grub(monitor, screen)
         except TimeoutError:
             why = f' within {seconds} s'
-        except (ConnectionError, QmpError) as error:
-            why = f': {_first_line(errors) or error}'
+        except ConnectionError:
+            why = f': {_first_line(errors) or "QEMU ended"}'
+        except QmpError as error:
+            why = f': {error}'
         else:
             print(f'GRUB was reached after {time.monotonic() - started:.1f} s')
             return 0
