@@ -84,7 +84,9 @@ def _only_backend(conf: cfg.ConfigOpts) -> str:
 
 def _load(name: str) -> type[base.Driver]:
     try:
-        found = drivers.DriverManager[base.Driver](opts.DRIVERS, name)
+        found = drivers.DriverManager[base.Driver](
+            opts.DRIVERS, name, warn_on_missing_entrypoint=False
+        )
     except stevedore_errors.NoMatches:
         raise _unknown(
             f"there is no driver '{name}'",

@@ -56,12 +56,18 @@ class _Disk:
 
 
 class MemoryDriver:
-    """Volumes and bases in two dictionaries; see the contract in base."""
+    """Volumes and bases in two dictionaries; see the contract in base.
+
+    :param capacity: bytes one volume or base may hold; None: no limit
+    """
 
     OPTS: ClassVar[list[cfg.Opt]] = []
 
-    def __init__(self, backend: str = 'memory') -> None:
+    def __init__(
+        self, backend: str = 'memory', capacity: int | None = None
+    ) -> None:
         self.backend = backend
+        self.capacity = capacity
         self.request = base.VolumeRequest()
         self._volumes: dict[str, _Disk] = {}
         self._bases: dict[str, tuple[base.Base, _Disk]] = {}
@@ -236,20 +242,36 @@ class _MemorySink(common.SinkMixin):
         self.disk = _Disk(size)
         self._offset = 0
         self._done = False
+        self._full = False
 
     def write(self, data: base.Data) -> None:
-        self.disk.write(self._advance(len(data)), bytes(data))
+        offset = self._advance(len(data))
+        self._check_capacity(len(data))
+        self.disk.write(offset, bytes(data))
 
     def skip(self, length: int) -> None:
         self._advance(length)
 
     def flush(self) -> None:
-        pass
+        self._check_capacity(0)
 
     def abort(self) -> None:
         if not self._done:
             self._done = True
             self.driver._finish(self.name)
+
+    def _check_capacity(self, more: int) -> None:
+        """Refuse what does not fit; once refused, it is never published."""
+        capacity = self.driver.capacity
+        held = len(self.disk.blocks) * BLOCK
+        if capacity is not None and held + more > capacity:
+            self._full = True
+        if self._full:
+            raise exception.BackendError.because(
+                refusal.Reason.NO_SPACE,
+                backend=self.driver.backend,
+                problem=f'its capacity is {capacity} bytes',
+            )
 
     def _advance(self, length: int) -> int:
         offset = self._offset
@@ -262,12 +284,16 @@ class _MemorySink(common.SinkMixin):
 class _VolumeWriter(_MemorySink):
     def close(self) -> None:
         if not self._done:
+            self.flush()
             self.driver._volumes[self.name] = self.disk
             self.abort()  # what is left to do is the same
 
 
 class _BaseWriter(_MemorySink):
     def publish(self, facts: base.BaseFacts) -> base.Base:
+        if self._done:
+            raise ValueError('published after it was finished')
+        self.flush()
         location = image_location.BaseLocation(self.driver.backend, self.name)
         allocated = len(self.disk.blocks) * BLOCK
         published = base.Base(facts, location, allocated)

@@ -3,7 +3,7 @@
 
 A driver joins by mixing :class:`DriverConformance`, or for one that keeps
 bases :class:`BaseKeeperConformance`, into a test case that gives
-``make_driver`` and ``overwrite``::
+four things::
 
     class TestMine(conformance.DriverConformance, testtools.TestCase):
         def make_driver(self):
@@ -17,6 +17,8 @@ Data are pictures: ``'AA.B'`` is two blocks of "A", a hole and a block of
 "B".
 """
 
+import contextlib
+import functools
 import threading
 import time
 from typing import Any, TYPE_CHECKING
@@ -31,6 +33,27 @@ from cinder_cow.refusal import Reason
 # The unit of the pictures: more than the block of any driver here, and not
 # a multiple of 4096, so that blocks and pictures do not line up.
 BLOCK = 70 * 1024 + 512
+# What another thread is given; a sound driver needs a fraction of it.
+LIMIT_SECONDS = 30
+
+BAD_NAMES = (
+    '',
+    'a/b',
+    '..',
+    '.',
+    '.a',
+    'a..b',
+    'a\nb',
+    'a\0b',
+    'a b',
+    'cow-x',
+    '-rf',
+    'x' * 201,
+    'ü',
+    '/etc/passwd',
+    'a,b',
+    'a:b',
+)
 
 
 def picture(text: str) -> bytes:
@@ -53,6 +76,14 @@ class DriverConformance(_Case):
 
     def overwrite(self, volume_name: str, offset: int, data: bytes) -> None:
         """Write into an existing volume as a guest does."""
+        raise NotImplementedError
+
+    def failing_writes(self) -> contextlib.AbstractContextManager[None]:
+        """Return what makes the back end's writes fail while it is entered."""
+        raise NotImplementedError
+
+    def space_used(self) -> int:
+        """Return the bytes of storage that all of the back end takes."""
         raise NotImplementedError
 
     def setUp(self):
@@ -100,7 +131,9 @@ class DriverConformance(_Case):
 
     def make_base(self, text, image_id='image-1'):
         key = self.key(image_id)
-        with self.driver.begin_base(key, len(picture(text))) as writer:
+        begun = self.driver.begin_base(key, len(picture(text)))
+        self.assertNotIsInstance(begun, base.Base)
+        with begun as writer:
             self.draw(writer, text)
             return writer.publish(self.facts(key, text))
 
@@ -124,6 +157,42 @@ class DriverConformance(_Case):
             self.assertEqual(reason, error.reason)
             return str(error)
         raise AssertionError(f'{reason} was not raised')
+
+    def assert_extents_are_true(self, source, content):
+        """Extents are in order, cover all, and call no data a hole."""
+        with self.driver.read(source) as reader:
+            end = 0
+            for extent in reader.extents():
+                self.assertEqual(end, extent.offset)
+                end += extent.length
+                if extent.hole:
+                    self.assertEqual(
+                        b'\0' * extent.length, content[extent.offset : end]
+                    )
+            self.assertEqual(len(content), end)
+
+    def assert_a_failed_write_is_told(self, writer, finish):
+        """After a failed write, finishing fails too; nothing is left."""
+        writer.write(picture('A'))
+        with self.failing_writes():
+            # Told at once, or by what comes later. More than any buffer.
+            with contextlib.suppress(exception.BackendError):
+                for _ in range(99):
+                    writer.write(picture('B'))
+            self.assertRaises(exception.BackendError, finish)
+        writer.abort()
+
+    def start(self, *works):
+        """Start each in a thread that cannot keep the tests from ending."""
+        threads = [threading.Thread(target=w, daemon=True) for w in works]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def join(self, threads):
+        for thread in threads:
+            thread.join(LIMIT_SECONDS)
+            self.assertFalse(thread.is_alive(), 'it waits for ever')
 
     # A volume by open, write and close
 
@@ -155,7 +224,7 @@ class DriverConformance(_Case):
         with self.driver.open('v1', 2_000_000) as writer:
             writer.write(buffer)
             buffer[:] = b'B' * 1_000_000
-            writer.write(buffer)
+            writer.write(memoryview(buffer))
             buffer[:] = b'C' * 1_000_000
             writer.close()
         expected = b'A' * 1_000_000 + b'B' * 1_000_000
@@ -214,13 +283,28 @@ class DriverConformance(_Case):
         self.assertFalse(self.driver.exists('v1'))
 
     def test_an_error_in_the_block_comes_through(self):
-        try:
+        def fail():
             with self.driver.open('v1', BLOCK) as writer:
                 writer.write(picture('A'))
-                raise KeyError('first')  # noqa: TRY301
-        except KeyError as error:
-            self.assertEqual(('first',), error.args)
+                raise KeyError('first')
+
+        self.assertRaises(KeyError, fail)
         self.assertFalse(self.driver.exists('v1'))
+
+    def test_close_tells_of_a_write_that_failed(self):
+        writer = self.driver.open('v1', 100 * BLOCK)
+        self.assert_a_failed_write_is_told(writer, writer.close)
+        self.assertFalse(self.driver.exists('v1'))
+        self.assertEqual([], self.names())
+        self.write_volume('v1', 'C')
+        self.assertEqual(picture('C'), self.content('v1'))
+
+    def test_a_late_write_changes_nothing(self):
+        with self.driver.open('v1', 2 * BLOCK) as writer:
+            writer.write(picture('A'))
+            writer.close()
+            self.assertRaises(ValueError, writer.write, picture('B'))
+        self.assertEqual(picture('A.'), self.content('v1'))
 
     def test_writing_beyond_the_size_is_an_error(self):
         with self.driver.open('v1', BLOCK) as writer:
@@ -243,31 +327,23 @@ class DriverConformance(_Case):
         self.assertEqual(picture('A'), self.content('v1'))
 
     def test_bad_names_are_refused(self):
-        bad = [
-            '',
-            'a/b',
-            '..',
-            '.',
-            '.a',
-            'a..b',
-            'a\nb',
-            'a\0b',
-            'a b',
-            'cow-x',
-            '-rf',
-            'x' * 201,
-            'ü',
-            '/etc/passwd',
-            'a,b',
-            'a:b',
-        ]
-        for name in bad:
+        for name in BAD_NAMES:
             for call in (
                 lambda name: self.driver.open(name, BLOCK),
                 self.driver.exists,
                 self.driver.delete,
             ):
                 self.assert_refused(Reason.INVALID_NAME, call, name)
+
+    def test_bad_names_reach_nothing(self):
+        for name in BAD_NAMES:
+            for call in (
+                self.driver.read,
+                self.driver.show,
+                lambda name: self.driver.extend(name, BLOCK),
+            ):
+                # Invalid or not found: nothing can have such a name.
+                self.assertRaises(exception.RequestError, call, name)
 
     def test_names_that_look_alike(self):
         names = ['v', 'v.raw', 'v.qcow2', 'v.lock', 'V', 'v.raw.raw', '0']
@@ -283,16 +359,7 @@ class DriverConformance(_Case):
 
     def test_extents_cover_the_volume_and_tell_the_truth(self):
         content = self.write_volume('v1', 'A..B', size=10 * BLOCK)
-        with self.driver.read('v1') as reader:
-            end = 0
-            for extent in reader.extents():
-                self.assertEqual(end, extent.offset)
-                end += extent.length
-                if extent.hole:
-                    self.assertEqual(
-                        b'\0' * extent.length, content[extent.offset : end]
-                    )
-            self.assertEqual(len(content), end)
+        self.assert_extents_are_true('v1', content)
 
     def test_reading_beyond_the_end_is_an_error(self):
         self.write_volume('v1', 'A')
@@ -346,6 +413,14 @@ class DriverConformance(_Case):
         self.write_volume('v1', 'C')
         self.assertEqual(picture('C'), self.content('v1'))
 
+    def test_what_was_deleted_shows_in_no_other(self):
+        self.write_volume('v1', 'X' * 12)
+        self.driver.delete('v1')
+        content = self.write_volume('v2', 'A..B', size=8 * BLOCK)
+        self.assertEqual(content, self.content('v2'))
+        self.driver.extend('v2', 12 * BLOCK)
+        self.assertEqual(content.ljust(12 * BLOCK, b'\0'), self.content('v2'))
+
     def test_list_tells_what_show_tells(self):
         for name in ('b', 'a', 'c'):
             self.write_volume(name, 'A')
@@ -369,8 +444,31 @@ class BaseKeeperConformance(DriverConformance):
         ):
             self.assertIsNone(self.driver.find_base(other))
 
+    def test_a_hash_gives_nobody_the_bytes_of_another_image(self):
+        first = self.make_base('A')
+        second = self.make_base('B', image_id='image-2')
+        self.assertEqual(picture('A'), self.content(first.location))
+        self.assertEqual(picture('B'), self.content(second.location))
+        self.assertCountEqual([first, second], self.driver.list_bases())
+
+    def test_the_facts_of_a_base_are_kept(self):
+        facts = base.BaseFacts(
+            key=self.key(),
+            image_name='\u00e4 "b"\n',
+            source_format='qcow2',
+            content_size=BLOCK - 512,
+            hash='sha512:ab',
+            made_at=1234567890.125,
+        )
+        with self.driver.begin_base(self.key(), BLOCK) as writer:
+            made = writer.publish(facts)
+        self.assertEqual(facts, made.facts)
+        found = self.driver.find_base(self.key())
+        self.assertEqual(facts, found.facts)
+
     def test_a_base_is_no_volume(self):
         made = self.make_base('AB')
+        self.assert_refused(Reason.INVALID_NAME, self.driver.exists, made.name)
         self.assertEqual([], self.names())
         self.assertEqual([made], list(self.driver.list_bases()))
         self.assertEqual(picture('AB'), self.content(made.location))
@@ -385,20 +483,65 @@ class BaseKeeperConformance(DriverConformance):
         self.assertIsNotNone(self.driver.find_base(self.key()))
 
     def test_a_second_maker_is_given_the_first_ones_base(self):
+        answers = []
+
+        def work():
+            answers.append(self.driver.begin_base(self.key(), BLOCK))
+
         with self.driver.begin_base(self.key(), BLOCK) as writer:
-            answers = []
-            second = threading.Thread(
-                target=lambda: answers.append(
-                    self.driver.begin_base(self.key(), BLOCK)
-                )
-            )
-            second.start()
-            second.join(0.2)
+            threads = self.start(work)
+            threads[0].join(0.2)
             self.assertEqual([], answers)
             writer.write(picture('A'))
             made = writer.publish(self.facts(self.key(), 'A'))
-        second.join(30)
+        self.join(threads)
         self.assertEqual([made], answers)
+
+    def test_a_second_maker_goes_on_where_the_first_gave_up(self):
+        answers = []
+
+        def work():
+            answers.append(self.make_base('B'))
+
+        with self.driver.begin_base(self.key(), BLOCK) as writer:
+            threads = self.start(work)
+            threads[0].join(0.2)
+            self.assertEqual([], answers)
+            writer.write(picture('A'))
+        self.join(threads)
+        self.assertEqual([self.driver.find_base(self.key())], answers)
+        self.assertEqual(picture('B'), self.content(answers[0].location))
+
+    def test_publish_tells_of_a_write_that_failed(self):
+        facts = self.facts(self.key(), 'A' * 100)
+        writer = self.driver.begin_base(self.key(), 100 * BLOCK)
+        self.assert_a_failed_write_is_told(
+            writer, lambda: writer.publish(facts)
+        )
+        self.assertEqual([], list(self.driver.list_bases()))
+        self.make_base('B')
+
+    def test_a_published_base_never_changes(self):
+        with self.driver.begin_base(self.key(), 2 * BLOCK) as writer:
+            writer.write(picture('A'))
+            made = writer.publish(self.facts(self.key(), 'A.'))
+            self.clone(made, 'v1')
+            self.assertRaises(ValueError, writer.write, picture('B'))
+        self.assertEqual(picture('A.'), self.content(made.location))
+        self.assertEqual(picture('A.'), self.content('v1'))
+
+    def test_an_aborted_base_is_not_published(self):
+        writer = self.driver.begin_base(self.key(), BLOCK)
+        writer.abort()
+        facts = self.facts(self.key(), 'A')
+        self.assertRaises(ValueError, writer.publish, facts)
+        self.assertEqual([], list(self.driver.list_bases()))
+
+    def test_reading_a_base_that_is_not_there(self):
+        location = image_location.BaseLocation(
+            self.driver.backend, self.key().name
+        )
+        self.assert_refused(Reason.BASE_NOT_FOUND, self.driver.read, location)
 
     def test_a_clone_has_the_bytes_of_its_parent(self):
         made = self.make_base('A.BC')
@@ -413,12 +556,35 @@ class BaseKeeperConformance(DriverConformance):
         expected = picture('AB').ljust(9 * BLOCK, b'\0')
         self.assertEqual(expected, self.content('v1'))
 
+    def test_a_bound_view_leaves_the_driver_as_it_is(self):
+        image = self.image_at(self.make_base('AB').location)
+        large = self.driver.bound(base.VolumeRequest(size=9 * BLOCK))
+        self.driver.bound(base.VolumeRequest(size=4 * BLOCK))
+        self.assertEqual(9 * BLOCK, large.clone(image, 'v1').size)
+        self.assertEqual(2 * BLOCK, self.driver.clone(image, 'v2').size)
+
+    def test_bad_names_of_clones_are_refused(self):
+        made = self.make_base('A')
+        for name in BAD_NAMES:
+            self.assert_refused(Reason.INVALID_NAME, self.clone, made, name)
+        self.assertEqual([], self.names())
+
+    def test_extents_of_a_base_and_its_clone_tell_the_truth(self):
+        made = self.make_base('A..B')
+        self.assert_extents_are_true(made.location, picture('A..B'))
+        self.clone(made, 'v1', size=10 * BLOCK)
+        self.overwrite('v1', 5 * BLOCK, b'x' * BLOCK)
+        content = (picture('A..B.') + b'x' * BLOCK).ljust(10 * BLOCK, b'\0')
+        self.assertEqual(content, self.content('v1'))
+        self.assert_extents_are_true('v1', content)
+
     def test_a_clone_is_never_a_truncation(self):
         made = self.make_base('AB')
         self.assert_refused(
             Reason.VOLUME_TOO_SMALL, self.clone, made, 'v1', 2 * BLOCK - 1
         )
         self.assertFalse(self.driver.exists('v1'))
+        self.clone(made, 'v1')  # the name is free
 
     def test_a_clone_takes_almost_no_space(self):
         made = self.make_base('A' * 100)
@@ -426,6 +592,13 @@ class BaseKeeperConformance(DriverConformance):
         self.overwrite('v1', 0, b'x' * 4096)
         after = self.driver.show('v1').allocated
         self.assertLess(after - before, 100 * BLOCK // 4)
+
+    def test_clones_take_almost_no_space(self):
+        made = self.make_base('A' * 100)
+        before = self.space_used()
+        for number in range(10):
+            self.clone(made, f'v{number}')
+        self.assertLess(self.space_used() - before, 100 * BLOCK)
 
     def test_a_write_to_a_clone_shows_in_no_other(self):
         made = self.make_base('ABC')
@@ -478,7 +651,10 @@ class BaseKeeperConformance(DriverConformance):
     def test_a_base_with_children_stays(self):
         made = self.make_base('AB')
         self.clone(made, 'v1')
+        self.write_volume('v2', 'C')  # no child of anything
         children = self.driver.children(made, 20)
+        parent = self.driver.show('v1').parent
+        self.assertEqual(made.name if children else None, parent)
         if children:
             self.assertEqual(['v1'], list(children))
             message = self.assert_refused(
@@ -506,11 +682,8 @@ class BaseKeeperConformance(DriverConformance):
             except BaseException as error:  # noqa: BLE001 - told below
                 errors.append(error)
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        works = [functools.partial(work, number) for number in range(8)]
+        self.join(self.start(*works))
         self.assertEqual([], errors)
         self.assertEqual(24, len(self.names()))
         self.assertEqual(picture('AB'), self.content('v7-4'))
@@ -526,10 +699,6 @@ class BaseKeeperConformance(DriverConformance):
             except exception.RequestError as error:
                 answers.append(error.reason)
 
-        threads = [threading.Thread(target=work) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        self.join(self.start(*[work] * 8))
         self.assertEqual(1, answers.count('made'))
         self.assertEqual(7, answers.count(Reason.VOLUME_EXISTS))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file driver on real ext4 (overlays), XFS and btrfs (reflinks)."""
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
 
@@ -32,6 +34,21 @@ class FileDriverConformance(conformance.BaseKeeperConformance):
             ['qemu-io', '-f', 'qcow2', '-c', command, volume.path],
             check=True,
         )
+
+    @contextlib.contextmanager
+    def failing_writes(self):
+        # The process may write no file beyond this: EFBIG, as on a full disk.
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def space_used(self):
+        os.sync()
+        status = os.statvfs(self.root)
+        return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 class TestFileExt4(FileDriverConformance, test_base.BaseTestCase):

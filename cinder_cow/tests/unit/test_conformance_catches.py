@@ -6,6 +6,7 @@ that promise must fail. The sound driver must pass them all.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import time
@@ -54,6 +55,20 @@ def run_cases(make_driver, *names):
 
         def overwrite(self, volume_name, offset, data):
             self.driver._volumes[volume_name].write(offset, data)
+
+        @contextlib.contextmanager
+        def failing_writes(self):
+            self.driver.capacity = 0
+            yield
+            self.driver.capacity = None
+
+        def space_used(self):
+            disks = [
+                *self.driver._volumes.values(),
+                *(disk for _, disk in self.driver._bases.values()),
+            ]
+            blocks = {id(b) for disk in disks for b in disk.blocks.values()}
+            return len(blocks) * memory.BLOCK
 
     chosen = names or unittest.TestLoader().getTestCaseNames(Suite)
     result = Result()
@@ -233,6 +248,61 @@ class VolumeMakingBaseWriter(memory._BaseWriter):
         return super().publish(facts)
 
 
+class HidingWriter(memory._VolumeWriter):
+    """Publishes although a write failed."""
+
+    def _check_capacity(self, more):
+        pass
+
+
+class HidingBaseWriter(memory._BaseWriter):
+    """Publishes although a write failed."""
+
+    def _check_capacity(self, more):
+        pass
+
+
+class SwallowingWriter(memory._VolumeWriter):
+    """Leaving the block hides the error that it was left by."""
+
+    def __exit__(self, *args):
+        super().__exit__(*args)
+        return True
+
+
+class LateSink(memory._MemorySink):
+    """Takes writes at any time."""
+
+    def write(self, data):
+        done, self._done = self._done, False
+        super().write(data)
+        self._done = done
+
+
+class LateWriter(LateSink, memory._VolumeWriter):
+    pass
+
+
+class LateBaseWriter(LateSink, memory._BaseWriter):
+    pass
+
+
+class LatePublishingWriter(memory._BaseWriter):
+    """Publishes what was aborted."""
+
+    def publish(self, facts):
+        self._done = False
+        return super().publish(facts)
+
+
+class FactLosingWriter(memory._BaseWriter):
+    """Keeps the facts in seconds."""
+
+    def publish(self, facts):
+        made_at = int(facts.made_at)
+        return super().publish(dataclasses.replace(facts, made_at=made_at))
+
+
 # Readers
 
 
@@ -321,6 +391,15 @@ class AnyNameSeekingDriver(memory.MemoryDriver):
         return volume_name in self._volumes
 
 
+class PathReadingDriver(memory.MemoryDriver):
+    """Takes a path for a volume."""
+
+    def _disk(self, volume_name):
+        if volume_name.startswith('/'):
+            return memory._Disk(0)
+        return super()._disk(volume_name)
+
+
 class AnyNameDeletingDriver(memory.MemoryDriver):
     """Takes any name to delete."""
 
@@ -394,6 +473,24 @@ class NameKeepingDeleteDriver(memory.MemoryDriver):
     def delete(self, volume_name):
         super().delete(volume_name)
         self._making.add(volume_name)
+
+
+class DirtyStorageDriver(memory.MemoryDriver):
+    """What was deleted is in the volumes that come after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.freed: dict[int, bytes] = {}
+
+    def _open(self, volume_name, size):
+        writer = super()._open(volume_name, size)
+        writer.disk.blocks.update(self.freed)
+        return writer
+
+    def delete(self, volume_name):
+        if self.exists(volume_name):
+            self.freed.update(self._volumes[volume_name].blocks)
+        super().delete(volume_name)
 
 
 class UnorderedDriver(memory.MemoryDriver):
@@ -493,6 +590,53 @@ class CopyingDriver(CloneDriver):
         return dataclasses.replace(info, allocated=0) if shared else info
 
 
+class FullCopyDriver(CloneDriver):
+    """A clone is a full copy."""
+
+    def spoil(self, name, disk, parent):
+        for number, block in disk.blocks.items():
+            disk.blocks[number] = bytes(bytearray(block))
+
+
+class CloneHoleDriver(memory.MemoryDriver):
+    """Calls a hole what a clone shares with its parent."""
+
+    def read(self, source):
+        reader: Any = super().read(source)
+        return HoleReader(reader._disk) if self._bases else reader
+
+
+class AnyNameCloneDriver(memory.MemoryDriver):
+    """Takes any name for a clone."""
+
+    def clone(self, image_info, volume_name):
+        try:
+            return super().clone(image_info, volume_name)
+        except exception.RequestError as error:
+            if error.reason is not refusal.Reason.INVALID_NAME:
+                raise
+            return super().clone(image_info, 'any')
+
+
+class NameKeepingCloneDriver(memory.MemoryDriver):
+    """The name of a clone that was refused stays in use."""
+
+    def clone(self, image_info, volume_name):
+        try:
+            return super().clone(image_info, volume_name)
+        except exception.RequestError:
+            self._making.add(volume_name)
+            raise
+
+
+class BindingDriver(memory.MemoryDriver):
+    """Is bound itself, and for ever."""
+
+    def bound(self, request):
+        self.request = request
+        return self
+
+
 class OwnSizeCloneDriver(memory.MemoryDriver):
     """A clone is as large as its parent, whatever was asked for."""
 
@@ -552,6 +696,37 @@ class HashFindingDriver(memory.MemoryDriver):
         return None
 
 
+class HashGivingDriver(memory.MemoryDriver):
+    """Gives the maker of a base one of the same hash."""
+
+    def begin_base(self, key, size):
+        for made in self.list_bases():
+            if made.facts.key.content_id == key.content_id:
+                return made
+        return super().begin_base(key, size)
+
+
+class BaseMakingDriver(memory.MemoryDriver):
+    """Reads a base that is not there, as empty."""
+
+    def read(self, source):
+        name = getattr(source, 'name', '')
+        if name and name not in self._bases:
+            return memory._Reader(memory._Disk(0))
+        return super().read(source)
+
+
+class QuittingDriver(memory.MemoryDriver):
+    """Where the first maker of a base gave up, a second makes zeros."""
+
+    def begin_base(self, key, size):
+        second = key.name in self._making
+        begun: Any = super().begin_base(key, size)
+        if second and not isinstance(begun, base.Base):
+            begun.write = lambda data: begun.skip(len(data))
+        return begun
+
+
 class ImageFindingDriver(memory.MemoryDriver):
     """Finds a base by its image alone, whatever is in it by now."""
 
@@ -578,6 +753,22 @@ class RemakingDriver(memory.MemoryDriver):
         if isinstance(begun, base.Base):
             return memory._BaseWriter(self, key.name, size)
         return begun
+
+
+class AnyChildDriver(memory.MemoryDriver):
+    """Takes any volume for a base's child."""
+
+    def children(self, base, limit):
+        return sorted(self._volumes)
+
+    def retire_base(self, name):
+        if name in self._bases and self._volumes:
+            raise self._error(
+                refusal.Reason.BASE_IN_USE,
+                base=name,
+                children=', '.join(self._volumes),
+            )
+        super().retire_base(name)
 
 
 class AnyLocationDriver(memory.MemoryDriver):
@@ -627,7 +818,7 @@ class TestConformanceCatches(test_base.BaseTestCase):
         super().setUp()
         self.useFixture(fixtures.Timeout(LIMIT_SECONDS, gentle=True))
 
-    @ddt.data(memory.MemoryDriver, Driver)
+    @ddt.named_data(['memory', memory.MemoryDriver], ['parts', Driver])
     def test_a_sound_driver_passes(self, make_driver):
         result = run_cases(make_driver)
         self.assertEqual({}, result.ended_by)
@@ -908,6 +1099,92 @@ class TestConformanceCatches(test_base.BaseTestCase):
             'many_winners',
             RacingDriver,
             'test_one_name_many_makers_one_winner',
+        ],
+        [
+            'close_hides_an_error',
+            with_writer(HidingWriter),
+            'test_close_tells_of_a_write_that_failed',
+        ],
+        [
+            'publish_hides_an_error',
+            with_base_writer(HidingBaseWriter),
+            'test_publish_tells_of_a_write_that_failed',
+        ],
+        [
+            'leaving_hides_an_error',
+            with_writer(SwallowingWriter),
+            'test_an_error_in_the_block_comes_through',
+        ],
+        [
+            'writes_after_close',
+            with_writer(LateWriter),
+            'test_a_late_write_changes_nothing',
+        ],
+        [
+            'writes_after_publish',
+            with_base_writer(LateBaseWriter),
+            'test_a_published_base_never_changes',
+        ],
+        [
+            'publishes_after_abort',
+            with_base_writer(LatePublishingWriter),
+            'test_an_aborted_base_is_not_published',
+        ],
+        ['reads_a_path', PathReadingDriver, 'test_bad_names_reach_nothing'],
+        [
+            'storage_is_not_cleared',
+            DirtyStorageDriver,
+            'test_what_was_deleted_shows_in_no_other',
+        ],
+        [
+            'base_given_by_hash_alone',
+            HashGivingDriver,
+            'test_a_hash_gives_nobody_the_bytes_of_another_image',
+        ],
+        [
+            'facts_are_lost',
+            with_base_writer(FactLosingWriter),
+            'test_the_facts_of_a_base_are_kept',
+        ],
+        [
+            'reads_a_base_that_is_not_there',
+            BaseMakingDriver,
+            'test_reading_a_base_that_is_not_there',
+        ],
+        [
+            'second_maker_makes_zeros',
+            QuittingDriver,
+            'test_a_second_maker_goes_on_where_the_first_gave_up',
+        ],
+        [
+            'bound_for_ever',
+            BindingDriver,
+            'test_a_bound_view_leaves_the_driver_as_it_is',
+        ],
+        [
+            'clones_any_name',
+            AnyNameCloneDriver,
+            'test_bad_names_of_clones_are_refused',
+        ],
+        [
+            'calls_the_parents_data_a_hole',
+            CloneHoleDriver,
+            'test_extents_of_a_base_and_its_clone_tell_the_truth',
+        ],
+        [
+            'refused_clone_keeps_the_name',
+            NameKeepingCloneDriver,
+            'test_a_clone_is_never_a_truncation',
+        ],
+        [
+            'clone_is_a_full_copy',
+            FullCopyDriver,
+            'test_clones_take_almost_no_space',
+        ],
+        [
+            'any_volume_is_a_child',
+            AnyChildDriver,
+            'test_a_base_with_children_stays',
         ],
     )
     def test_is_caught(self, make_driver, case):

@@ -1,0 +1,607 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every remedy that is printed is carried out, and then it is possible.
+
+One test a reason, named after its code. Each brings the refusal about, reads
+its remedy, does what it says, and tries again.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+from oslotest import base as test_base
+
+from cinder_cow import exception
+from cinder_cow import exporting
+from cinder_cow import image_info as images
+from cinder_cow import image_location
+from cinder_cow import image_source
+from cinder_cow import manager
+from cinder_cow import opts
+from cinder_cow.cli import backend as backends
+from cinder_cow.drivers import base
+from cinder_cow.drivers import file
+from cinder_cow.drivers import memory
+from cinder_cow.refusal import Reason
+from cinder_cow.tests import storage
+
+GIB = 2**30
+
+
+class Manager(manager.CreateVolumeFromImageMixin):
+    def __init__(self, driver, **settings):
+        self.driver = driver
+        self.settings = opts.Settings(**settings)
+
+
+class StreamOnly:
+    """A driver with nothing but what is required."""
+
+    def __init__(self):
+        self._driver = memory.MemoryDriver('simple')
+        self.backend = 'simple'
+        for name in ('open', 'read', 'exists', 'show', 'extend', 'delete',
+                     'list'):  # fmt: skip
+            setattr(self, name, getattr(self._driver, name))
+
+    def bound(self, request):
+        return self
+
+
+class CloneOnly(StreamOnly):
+    """A driver that clones, and keeps no bases."""
+
+    def cloneable(self, image_info):
+        return self._driver.cloneable(image_info)
+
+    def clone(self, image_info, volume_name):
+        return self._driver.clone(image_info, volume_name)
+
+
+class TestRemedies(test_base.BaseTestCase):
+    """Remedies of what stands in the way of a volume from an image."""
+
+    def setUp(self):
+        super().setUp()
+        self.top = pathlib.Path(tempfile.mkdtemp(dir='/var/tmp'))
+        self.addCleanup(shutil.rmtree, self.top)
+        self.driver = file.FileDriver(self.top / 'volumes')
+        self.manager = Manager(self.driver)
+        self.count = 0
+
+    # What the tests are told in
+
+    def raw(self, name='image.raw', size=1024 * 1024):
+        path = self.top / name
+        path.write_bytes(os.urandom(size))
+        return path
+
+    def qcow2(self, name='image.qcow2', *options):
+        path = self.top / name
+        subprocess.run(
+            ['qemu-img', 'convert', '-O', 'qcow2', *options,
+             self.raw('source.raw'), path], check=True,
+        )  # fmt: skip
+        return path
+
+    def convert(self, old):
+        """Do what remedies say: qemu-img convert -O qcow2 OLD NEW."""
+        self.count += 1
+        new = self.top / f'new-{self.count}'
+        subprocess.run(
+            ['qemu-img', 'convert', '-O', 'qcow2', old, new], check=True
+        )
+        return new
+
+    def create(self, path, claimed=None, size=None, change=None):
+        self.count += 1
+        with image_source.FileSource(path) as source:
+            image = image_source.file_image(source, claimed)
+            if change:
+                image = dataclasses.replace(image, **change)
+            return self.manager.create_volume_from_image(
+                f'v{self.count}', image, source, size
+            )
+
+    def plan(self, path, change=None, size=None):
+        with image_source.FileSource(path) as source:
+            image = image_source.file_image(source, None)
+            if change:
+                image = dataclasses.replace(image, **change)
+            return self.manager.plan_volume_from_image(image, source, size)
+
+    def candidate(self, kind, path, change=None):
+        plan = self.plan(path, change)
+        (found,) = [c for c in plan.candidates if str(c).startswith(kind)]
+        return found
+
+    def refused(self, reason, call, *args, **options):
+        """Call; it must be refused for that reason. Return the remedy."""
+        try:
+            call(*args, **options)
+        except exception.CowError as error:
+            self.assertIs(reason, error.reason, str(error))
+            return error.refusal.remedy
+        raise AssertionError(f'{reason} was not raised')
+
+    def refused_candidate(self, reason, kind, path, change=None):
+        """Check that it is refused, for that reason among others."""
+        found = self.candidate(kind, path, change)
+        (remedy,) = [r.remedy for r in found.refusals if r.reason is reason]
+        return remedy
+
+    def assert_possible(self, kind, path, change=None):
+        found = self.candidate(kind, path, change)
+        self.assertEqual([], [str(r) for r in found.refusals])
+
+    def record(self, **fields):
+        return {
+            'id': '5c8f1a6e-7c0b-4bb0-8b6e-0f8a6d3c1b11',
+            'name': 'an image',
+            'disk_format': 'raw',
+            'status': 'active',
+            **fields,
+        }
+
+    # The request
+
+    def test_invalid_name(self):
+        remedy = self.refused(Reason.INVALID_NAME, self.driver.open, 'a/b', 1)
+        self.assertIn('letters, digits and ".", "_", "+", "-"', remedy)
+        self.driver.open('a.b_c+d-e0', 1).abort()
+
+    def test_volume_exists(self):
+        path = self.raw()
+        name = self.create(path).volume.name
+        self.count -= 1
+        remedy = self.refused(Reason.VOLUME_EXISTS, self.create, path)
+        self.assertIn('another name, or delete that volume', remedy)
+        self.create(path)
+        self.driver.delete(name)
+        self.count = 0
+        self.create(path)
+
+    def test_volume_not_found(self):
+        self.create(self.raw())
+        remedy = self.refused(
+            Reason.VOLUME_NOT_FOUND, self.driver.show, 'nothing'
+        )
+        self.assertIn('cinder-cow volume list', remedy)
+        for volume in self.driver.list():
+            self.driver.show(volume.name)
+
+    def test_volume_too_small(self):
+        path = self.top / 'large.raw'
+        with path.open('wb') as image:
+            image.truncate(GIB + 512)
+        remedy = self.refused(
+            Reason.VOLUME_TOO_SMALL, self.create, path, size=GIB
+        )
+        (gib,) = re.findall(r'at least (\d+) GiB', remedy)
+        self.create(path, size=int(gib) * GIB)
+
+    def test_shrink(self):
+        volume = self.create(self.raw()).volume
+        remedy = self.refused(
+            Reason.SHRINK, self.driver.extend, volume.name, volume.size - 512
+        )
+        self.assertIn('give at least its size', remedy)
+        self.driver.extend(volume.name, volume.size)
+
+    def test_export_exists(self):
+        volume = self.create(self.raw()).volume
+        path = self.top / 'exported'
+        path.touch()
+
+        def export(path):
+            with self.driver.read(volume.name) as reader:
+                exporting.export(reader, path, lambda *told: None)
+
+        remedy = self.refused(Reason.EXPORT_EXISTS, export, path)
+        self.assertIn('another path, or remove that file', remedy)
+        export(self.top / 'another')
+        path.unlink()
+        export(path)
+
+    def test_export_failed(self):
+        volume = self.create(self.raw()).volume
+
+        def export(path):
+            with self.driver.read(volume.name) as reader:
+                exporting.export(reader, path, lambda *told: None)
+
+        remedy = self.refused(
+            Reason.EXPORT_FAILED, export, self.top / 'no' / 'where'
+        )
+        self.assertIn('a directory that you may write to', remedy)
+        export(self.top / 'where')
+
+    # The configuration
+
+    def test_backend_unknown(self):
+        conf = self.top / 'cinder.conf'
+        conf.write_text('[files]\n')
+        arguments = argparse.Namespace(
+            config_file=[str(conf)], backend='other'
+        )
+        remedy = self.refused(
+            Reason.BACKEND_UNKNOWN, backends.from_arguments, arguments
+        )
+        self.assertIn('--backend', remedy)
+        arguments.backend = 'files'
+        remedy = self.refused(
+            Reason.BACKEND_UNKNOWN, backends.from_arguments, arguments
+        )
+        self.assertIn('Set cow_file_dir in section [files]', remedy)
+        conf.write_text(f'[files]\ncow_file_dir = {self.top}/files\n')
+        backends.from_arguments(arguments)
+
+    def test_layout_unknown(self):
+        root = self.top / 'other'
+        root.mkdir()
+        (root / 'a.raw').touch()
+        remedy = self.refused(Reason.LAYOUT_UNKNOWN, file.FileDriver, root)
+        self.assertIn('give an empty directory', remedy)
+        file.FileDriver(self.top / 'empty')
+
+    def test_cow_disabled(self):
+        path = self.raw()
+        self.manager = Manager(self.driver, cow_enabled=False)
+        for kind in ('clone', 'make'):
+            remedy = self.refused_candidate(Reason.COW_DISABLED, kind, path)
+            self.assertIn('Set cow_enabled = true in section [file]', remedy)
+        self.manager = Manager(self.driver, cow_enabled=True)
+        self.assert_possible('make', path)
+
+    def test_fallback_refused(self):
+        path = self.raw()
+        self.manager = Manager(self.driver, cow_fallback='refuse')
+        remedy = self.refused_candidate(Reason.FALLBACK_REFUSED, 'full', path)
+        self.assertIn('Set cow_fallback = stream in section [file]', remedy)
+        self.manager = Manager(self.driver, cow_fallback='stream')
+        self.assert_possible('full', path)
+
+    def test_not_cloneable(self):
+        path = self.raw()
+        keeper = memory.MemoryDriver()
+        self.manager = Manager(keeper)
+        self.create(path)
+        (made,) = keeper.list_bases()
+        change = {'locations': (made.location,)}
+        self.manager = Manager(StreamOnly())
+        remedy = self.refused_candidate(
+            Reason.NOT_CLONEABLE, 'clone of base', path, change
+        )
+        self.assertIn('whose driver clones', remedy)
+        self.manager = Manager(keeper)
+        self.assert_possible('clone of base', path, change)
+
+    def test_no_base_keeping(self):
+        path = self.raw()
+        self.manager = Manager(CloneOnly())
+        remedy = self.refused_candidate(Reason.NO_BASE_KEEPING, 'make', path)
+        self.assertIn('for instance "file"', remedy)
+        self.manager = Manager(self.driver)
+        self.assert_possible('make', path)
+
+    def test_tool_missing(self):
+        path = self.qcow2()
+        known = os.environ['PATH']
+        self.addCleanup(os.environ.__setitem__, 'PATH', known)
+        os.environ['PATH'] = str(self.top)
+        for kind in ('make', 'full'):
+            remedy = self.refused_candidate(Reason.TOOL_MISSING, kind, path)
+            self.assertIn('apt-get install qemu-utils', remedy)
+        # What that package brings, where the shell looks for it.
+        for tool in ('qemu-img', 'setpriv', 'prlimit'):
+            found = shutil.which(tool, path=known)
+            (self.top / tool).symlink_to(str(found))
+        self.assert_possible('make', path)
+        self.assertEqual('base', self.create(path).method.value)
+
+    # The image
+
+    def test_image_not_found(self):
+        path = self.top / 'not-there'
+        remedy = self.refused(Reason.IMAGE_NOT_FOUND, self.create, path)
+        self.assertIn('the path of a file this user may read', remedy)
+        self.create(self.raw('not-there'))
+
+    def test_image_not_active(self):
+        path = self.raw()
+        remedy = self.refused(
+            Reason.IMAGE_NOT_ACTIVE, self.create, path,
+            change={'status': 'queued'},
+        )  # fmt: skip
+        self.assertIn('Wait until it is active', remedy)
+        self.create(path, change={'status': 'active'})
+
+    def test_image_record_invalid(self):
+        remedy = self.refused(
+            Reason.IMAGE_RECORD_INVALID,
+            images.ImageInfo.from_glance,
+            self.record(size='much'),
+        )
+        self.assertIn('Correct the record', remedy)
+        images.ImageInfo.from_glance(self.record(size=1))
+
+    def test_image_changed(self):
+        path = self.raw()
+        with image_source.FileSource(path) as source:
+            image = image_source.file_image(source, None)
+            path.write_bytes(b'x' * 1024)
+            remedy = self.refused(
+                Reason.IMAGE_CHANGED,
+                self.manager.create_volume_from_image, 'v', image, source,
+            )  # fmt: skip
+        self.assertIn('when nothing writes to it', remedy)
+        self.assertEqual([], list(self.driver.list_bases()))
+        self.create(path)
+
+    def test_not_an_image(self):
+        path = self.raw(size=1025)
+        remedy = self.refused(Reason.NOT_AN_IMAGE, self.create, path)
+        self.assertIn('--disk-format raw', remedy)
+        self.create(path, claimed='raw')
+
+    def test_not_an_image_but_a_compressed_one(self):
+        path = self.raw()
+        subprocess.run(['gzip', path], check=True)
+        packed = self.top / 'image.raw.gz'
+        remedy = self.refused(Reason.NOT_AN_IMAGE, self.create, packed)
+        (command,) = re.findall(r': (gzip -d) FILE', remedy)
+        subprocess.run([*command.split(), packed], check=True)
+        self.create(path)
+
+    def test_empty_image(self):
+        path = self.raw(size=0)
+        remedy = self.refused(Reason.EMPTY_IMAGE, self.create, path)
+        self.assertIn('write the image again', remedy)
+        self.create(self.raw())
+
+    def test_format_mismatch(self):
+        path = self.qcow2()
+        remedy = self.refused(
+            Reason.FORMAT_MISMATCH, self.create, path, claimed='raw'
+        )
+        (right,) = re.findall(r'--disk-format (\w+)', remedy)
+        self.create(path, claimed=right)
+
+    def test_format_unsupported(self):
+        path = self.top / 'image.vdi'
+        subprocess.run(
+            ['qemu-img', 'convert', '-O', 'vdi', self.raw(), path], check=True
+        )
+        remedy = self.refused(Reason.FORMAT_UNSUPPORTED, self.create, path)
+        self.assertIn('qemu-img convert -O qcow2 OLD NEW', remedy)
+        self.create(self.convert(path))
+
+    def test_backing_file(self):
+        path = self.top / 'overlay.qcow2'
+        subprocess.run(
+            ['qemu-img', 'create', '-q', '-f', 'qcow2', '-b', self.raw(),
+             '-F', 'raw', path], check=True,
+        )  # fmt: skip
+        remedy = self.refused(Reason.BACKING_FILE, self.create, path)
+        self.assertIn('qemu-img convert -O qcow2 OLD NEW', remedy)
+        self.create(self.convert(path))
+
+    def test_data_file(self):
+        path = self.top / 'outside.qcow2'
+        subprocess.run(
+            ['qemu-img', 'create', '-q', '-f', 'qcow2', '-o',
+             f'data_file={self.top / "data"}', path, '1M'], check=True,
+        )  # fmt: skip
+        remedy = self.refused(Reason.DATA_FILE, self.create, path)
+        self.assertIn('qemu-img convert -O qcow2 OLD NEW', remedy)
+        self.create(self.convert(path))
+
+    def test_unknown_features(self):
+        path = self.qcow2('new.qcow2', '-o', 'extended_l2=on')
+        remedy = self.refused(Reason.UNKNOWN_FEATURES, self.create, path)
+        self.assertIn('qemu-img convert -O qcow2 SOURCE NEW', remedy)
+        self.create(self.convert(path))
+
+    def test_image_corrupt(self):
+        path = self.qcow2()
+        intact = path.read_bytes()
+        path.write_bytes(intact[: len(intact) // 2])
+        remedy = self.refused(Reason.IMAGE_CORRUPT, self.create, path)
+        self.assertIn('from an intact copy', remedy)
+        path.write_bytes(intact)
+        self.create(path)
+
+    def test_image_too_large(self):
+        path = self.top / 'large.qcow2'
+        subprocess.run(
+            ['qemu-img', 'create', '-q', '-f', 'qcow2', path, '3G'],
+            check=True,
+        )
+        self.manager = Manager(self.driver, max_image_size=GIB)
+        remedy = self.refused(Reason.IMAGE_TOO_LARGE, self.create, path)
+        (gib,) = re.findall(r'Raise cow_max_image_gib to (\d+)', remedy)
+        self.manager = Manager(self.driver, max_image_size=int(gib) * GIB)
+        self.create(path)
+
+    def test_hash_mismatch(self):
+        path = self.raw()
+        claim = {'os_hash_algo': 'sha512', 'os_hash_value': '00' * 64}
+        remedy = self.refused(
+            Reason.HASH_MISMATCH, self.create, path, change=claim
+        )
+        self.assertIn('Upload the image again', remedy)
+        self.assertEqual([], list(self.driver.list_bases()))
+        # Uploaded again, Glance hashes what it then has.
+        found = hashlib.sha512(path.read_bytes()).hexdigest()
+        self.create(path, change={**claim, 'os_hash_value': found})
+
+    def test_hash_unknown(self):
+        path = self.raw()
+        claim = {'os_hash_algo': 'rot13', 'os_hash_value': '00'}
+        remedy = self.refused(
+            Reason.HASH_UNKNOWN, self.create, path, change=claim
+        )
+        self.assertIn('hashed with sha512', remedy)
+        found = hashlib.sha512(path.read_bytes()).hexdigest()
+        claim = {'os_hash_algo': 'sha512', 'os_hash_value': found}
+        self.create(path, change=claim)
+
+    def test_location_invalid(self):
+        path = self.raw()
+        image = images.ImageInfo.from_glance(
+            self.record(locations=[{'url': 'rbd://a//b/c', 'metadata': {}}])
+        )
+        change = {'locations': image.locations}
+        remedy = self.refused_candidate(
+            Reason.LOCATION_INVALID, 'clone of rbd', path, change
+        )
+        self.assertIn('Correct the location', remedy)
+        image = images.ImageInfo.from_glance(
+            self.record(locations=[{'url': 'rbd://f/b/c/d', 'metadata': {}}])
+        )
+        found = self.candidate(
+            'clone of rbd', path, {'locations': image.locations}
+        )
+        self.assertNotIn(
+            Reason.LOCATION_INVALID, [r.reason for r in found.refusals]
+        )
+
+    def test_not_in_backend(self):
+        path = self.raw()
+        location = image_location.parse('http://host/image.raw')
+        remedy = self.refused_candidate(
+            Reason.NOT_IN_BACKEND, 'clone of http', path,
+            {'locations': (location,)},
+        )  # fmt: skip
+        self.assertIn('let a base be made here', remedy)
+        self.assert_possible('make', path, {'locations': (location,)})
+
+    # Bases
+
+    def test_no_base(self):
+        path = self.raw()
+        remedy = self.refused_candidate(Reason.NO_BASE, 'clone', path)
+        self.assertIn('Create a volume from the image', remedy)
+        self.create(path)
+        self.assert_possible('clone', path)
+
+    def test_no_identity(self):
+        path = self.raw()
+        change = {'content_id': ''}
+        remedy = self.refused_candidate(
+            Reason.NO_IDENTITY, 'make', path, change
+        )
+        self.assertIn('a Glance that hashes', remedy)
+        found = hashlib.sha512(path.read_bytes()).hexdigest()
+        change |= {'os_hash_algo': 'sha512', 'os_hash_value': found}
+        self.assert_possible('make', path, change)
+
+    def test_base_not_found(self):
+        self.create(self.raw())
+        image = images.ImageInfo(id='x', name='x', disk_format='raw')
+        location = image_location.BaseLocation('file', 'cow-base-' + '0' * 40)
+        refusal = self.driver.cloneable(image.at(location)).refusal
+        assert refusal is not None
+        self.assertIs(Reason.BASE_NOT_FOUND, refusal.reason)
+        self.assertIn('cinder-cow base list', refusal.remedy)
+        for made in self.driver.list_bases():
+            self.assertTrue(self.driver.cloneable(image.at(made.location)))
+
+    def test_base_changed(self):
+        path = self.raw()
+        first = self.create(path)
+        (made,) = self.driver.list_bases()
+        image = self.top / 'volumes/cow-bases' / made.name / 'image.raw'
+        image.chmod(0o600)
+        with image.open('r+b') as disk:
+            disk.write(b'x')
+        remedy = self.refused_candidate(Reason.BASE_CHANGED, 'clone', path)
+        self.refused_candidate(Reason.BASE_CHANGED, 'make', path)
+        # Never from the changed base; the full copy says why.
+        second = self.create(path)
+        self.assertEqual('stream', second.method.value)
+        self.assertIn('Export and delete the volumes', remedy)
+        self.assertIn(f'"cinder-cow base remove {made.name}"', remedy)
+        self.driver.delete(first.volume.name)
+        self.driver.retire_base(made.name)
+        self.assert_possible('make', path)
+        self.assertEqual('base', self.create(path).method.value)
+
+    def test_base_in_use(self):
+        root = storage.directory('ext4')
+        self.addCleanup(shutil.rmtree, root)
+        self.driver = file.FileDriver(root)
+        self.manager = Manager(self.driver)
+        volume = self.create(self.raw()).volume
+        (made,) = self.driver.list_bases()
+        remedy = self.refused(
+            Reason.BASE_IN_USE, self.driver.retire_base, made.name
+        )
+        self.assertIn('Delete these volumes first', remedy)
+        self.driver.delete(volume.name)
+        self.driver.retire_base(made.name)
+
+    # The back end, while at work
+
+    def test_no_space(self):
+        with storage.mounted('ext4', 64 * 2**20) as mount:
+            (mount / 'cow-filler').write_bytes(os.urandom(35 * 2**20))
+            path = self.raw(size=30 * 2**20)
+            self.driver = file.FileDriver(mount)
+            self.manager = Manager(self.driver)
+            remedy = self.refused(Reason.NO_SPACE, self.create, path)
+            self.assertIn('Free some space there', remedy)
+            (mount / 'cow-filler').unlink()
+            self.assertEqual('base', self.create(path).method.value)
+
+    def test_busy(self):
+        path = self.raw()
+        with image_source.FileSource(path) as source:
+            key = base.BaseKey.of(image_source.file_image(source, None))
+        assert key is not None
+        self.driver = file.FileDriver(self.top / 'volumes', base_wait=0.2)
+        self.manager = Manager(self.driver, cow_fallback='refuse')
+        holder = self.driver.begin_base(key, 1024 * 1024)
+        assert not isinstance(holder, base.Base)
+        error = self.refused(Reason.BUSY, self.driver.begin_base, key, 1)
+        self.assertIn('Try again when it has ended', error)
+        holder.abort()
+        self.assertEqual('base', self.create(path).method.value)
+
+    def test_conversion_failed(self):
+        path = self.qcow2()
+        self.manager = Manager(self.driver, qemu_img_timeout=0)
+        remedy = self.refused(Reason.CONVERSION_FAILED, self.create, path)
+        self.assertIn('Check it with qemu-img check', remedy)
+        subprocess.run(['qemu-img', 'check', '-q', path], check=True)
+        # The image is in order, so it is the limit.
+        self.manager = Manager(self.driver)
+        self.create(path)
+
+    def test_backend_error(self):
+        path = self.raw()
+        self.create(path)
+        (made,) = self.driver.list_bases()
+        facts = self.top / 'volumes/cow-bases' / made.name / 'facts.json'
+        intact = facts.read_text()
+        facts.write_text('{')
+        remedy = self.refused(Reason.BACKEND_ERROR, self.create, path)
+        self.assertIn('Look at the storage', remedy)
+        facts.write_text(intact)
+        self.create(path)
+
+
+class TestComplete(test_base.BaseTestCase):
+    def test_every_reason_has_its_test(self):
+        missing = [
+            reason.value
+            for reason in Reason
+            if not hasattr(TestRemedies, f'test_{reason.value}')
+        ]
+        self.assertEqual([], missing)
