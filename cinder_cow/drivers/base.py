@@ -261,7 +261,8 @@ class Driver(Protocol):
     def read(self, source: str | image_location.Location) -> Reader:
         """Open a volume (by name) or a base (by location) for reading.
 
-        :raises RequestError: VOLUME_NOT_FOUND, BASE_NOT_FOUND
+        :raises RequestError: INVALID_NAME, VOLUME_NOT_FOUND
+        :raises BackendError: NOT_IN_BACKEND, BASE_NOT_FOUND
         """
 
     def exists(self, volume_name: str) -> bool:
@@ -304,10 +305,12 @@ class Cloner(Protocol):
     ) -> VolumeInfo:
         """Make a volume that shares the blocks of image_info's one location.
 
-        Its size is that of the bound request, or the parent's.
+        Its size is that of the bound request, or of the parent's content.
+        Nothing is left where it fails.
 
         :raises RequestError: INVALID_NAME, VOLUME_EXISTS, VOLUME_TOO_SMALL
-        :raises BackendError: NO_SPACE, BACKEND_ERROR; nothing is left
+        :raises BackendError: NO_SPACE, BACKEND_ERROR, and what ``cloneable``
+            refuses
         """
 
 

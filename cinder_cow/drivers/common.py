@@ -11,6 +11,7 @@ from oslo_log import log as logging
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
 
@@ -57,6 +58,23 @@ def clone_size(
             size=size,
         )
     return size
+
+
+def own_base(location: image_location.Location, backend: str) -> str:
+    """Return the name of the base that a location of this back end names.
+
+    :raises BackendError: NOT_IN_BACKEND
+    """
+    if (
+        isinstance(location, image_location.BaseLocation)
+        and location.backend == backend
+    ):
+        return location.name
+    raise exception.BackendError.because(
+        refusal.Reason.NOT_IN_BACKEND,
+        location=str(location),
+        backend=backend,
+    )
 
 
 class SinkMixin(abc.ABC):

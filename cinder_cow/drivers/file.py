@@ -113,11 +113,11 @@ class FileDriver:
 
     def read(self, source: str | image_location.Location) -> base.Reader:
         with self._translated(), _qemu_translated(self.backend):
-            if isinstance(source, image_location.BaseLocation):
+            if not isinstance(source, str):
                 return file_reader.RawReader(
                     self._base(source).image, self.backend
                 )
-            path = self._path(str(source))
+            path = self._path(source)
             if path.suffix == '.raw':
                 return file_reader.RawReader(path, self.backend)
             backing = self._layout.root / overlay.read_header(path).backing
@@ -363,27 +363,19 @@ class FileDriver:
 
         :raises BackendError: NOT_IN_BACKEND, BASE_NOT_FOUND, BASE_CHANGED
         """
-        if (
-            not isinstance(location, image_location.BaseLocation)
-            or location.backend != self.backend
-        ):
-            raise exception.BackendError.because(
-                refusal.Reason.NOT_IN_BACKEND,
-                location=str(location),
-                backend=self.backend,
-            )
+        name = common.own_base(location, self.backend)
         with self._translated():
-            found = self._load(location.name)
+            found = self._load(name)
         if found is None:
             raise exception.BackendError.because(
                 refusal.Reason.BASE_NOT_FOUND,
-                base=location.name,
+                base=name,
                 backend=self.backend,
             )
         if found.problem:
             raise exception.BackendError.because(
                 refusal.Reason.BASE_CHANGED,
-                base=location.name,
+                base=name,
                 problem=found.problem,
             )
         return found

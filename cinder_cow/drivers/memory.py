@@ -88,11 +88,9 @@ class MemoryDriver:
         return self._open(volume_name, size)
 
     def read(self, source: str | image_location.Location) -> base.Reader:
-        if isinstance(source, image_location.BaseLocation):
-            if source.name in self._bases:
-                return _Reader(self._bases[source.name][1])
-            raise self._error(refusal.Reason.BASE_NOT_FOUND, base=source.name)
-        return _Reader(self._disk(str(source)))
+        if isinstance(source, str):
+            return _Reader(self._disk(source))
+        return _Reader(self._parent(source)[1])
 
     def exists(self, volume_name: str) -> bool:
         common.check_volume_name(volume_name)
@@ -129,28 +127,22 @@ class MemoryDriver:
 
     def cloneable(self, image_info: images.ImageInfo) -> refusal.Verdict:
         (location,) = image_info.locations
-        if self._parent(location):
-            return refusal.YES
-        return refusal.no(
-            refusal.Reason.NOT_IN_BACKEND,
-            location=str(location),
-            backend=self.backend,
-        )
+        try:
+            self._parent(location)
+        except exception.BackendError as error:
+            return refusal.Verdict(error.refusal)
+        return refusal.YES
 
     def clone(
         self, image_info: images.ImageInfo, volume_name: str
     ) -> base.VolumeInfo:
         (location,) = image_info.locations
-        parent = self._parent(location)
-        if parent is None:
-            raise exception.BackendError.because(
-                refusal.Reason.BASE_NOT_FOUND,
-                base=str(location),
-                backend=self.backend,
-            )
-        size = common.clone_size(self.request, parent.size, image_info.label)
+        parent, disk = self._parent(location)
+        size = common.clone_size(
+            self.request, parent.facts.content_size, image_info.label
+        )
         with self._open(volume_name, size) as writer:
-            writer.disk.blocks = dict(parent.blocks)
+            writer.disk.blocks = dict(disk.blocks)
             writer.close()
         return self.show(volume_name)
 
@@ -222,13 +214,19 @@ class MemoryDriver:
             )
         return self._volumes[volume_name]
 
-    def _parent(self, location: image_location.Location) -> _Disk | None:
-        if not isinstance(location, image_location.BaseLocation):
-            return None
-        if location.backend != self.backend:
-            return None
-        found = self._bases.get(location.name)
-        return found[1] if found else None
+    def _parent(
+        self, location: image_location.Location
+    ) -> tuple[base.Base, _Disk]:
+        """Return the base at a location of ours."""
+        name = common.own_base(location, self.backend)
+        found = self._bases.get(name)
+        if found is None:
+            raise exception.BackendError.because(
+                refusal.Reason.BASE_NOT_FOUND,
+                base=name,
+                backend=self.backend,
+            )
+        return found
 
 
 class _MemorySink(common.SinkMixin):

@@ -18,6 +18,7 @@ import fixtures
 from oslotest import base as test_base
 
 from cinder_cow import exception
+from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
@@ -508,7 +509,7 @@ class CloneDriver(memory.MemoryDriver):
 
     def clone(self, image_info, volume_name):
         super().clone(image_info, volume_name)
-        parent = self._parent(image_info.locations[0])
+        _base, parent = self._parent(image_info.locations[0])
         self.spoil(volume_name, self._volumes[volume_name], parent)
         return self.show(volume_name)
 
@@ -782,8 +783,8 @@ class AnyBackendDriver(memory.MemoryDriver):
     """Takes the base of another back end for its own."""
 
     def _parent(self, location):
-        found = self._bases.get(getattr(location, 'name', ''))
-        return found[1] if found else None
+        name = getattr(location, 'name', '')
+        return super()._parent(image_location.BaseLocation(self.backend, name))
 
 
 class LyingRetireDriver(memory.MemoryDriver):
