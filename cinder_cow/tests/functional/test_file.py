@@ -3,15 +3,40 @@
 
 import contextlib
 import os
+import pathlib
 import resource
 import shutil
 import subprocess
+import tempfile
+from typing import Any
 
+import hypothesis
 from oslotest import base as test_base
 
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow import image_source
+from cinder_cow.drivers import base
 from cinder_cow.drivers import file
+from cinder_cow.refusal import Reason
 from cinder_cow.tests import conformance
 from cinder_cow.tests import storage
+from cinder_cow.tests.unit import test_manager
+
+SIZE = 1024 * 1024
+
+
+def overwrite(volume, offset, data):
+    """Write into a volume as a guest does: through QEMU, if need be."""
+    if volume.format == 'raw':
+        with open(volume.path, 'r+b') as disk:
+            os.pwrite(disk.fileno(), data, offset)
+        return
+    assert len(set(data)) == 1
+    command = f'write -q -P {data[0]} {offset} {len(data)}'
+    subprocess.run(
+        ['qemu-io', '-f', 'qcow2', '-c', command, volume.path], check=True
+    )
 
 
 class FileDriverConformance(conformance.BaseKeeperConformance):
@@ -23,17 +48,7 @@ class FileDriverConformance(conformance.BaseKeeperConformance):
         return file.FileDriver(self.root)
 
     def overwrite(self, volume_name, offset, data):
-        volume = self.driver.show(volume_name)
-        if volume.format == 'raw':
-            with open(volume.path, 'r+b') as disk:
-                os.pwrite(disk.fileno(), data, offset)
-            return
-        assert len(set(data)) == 1
-        command = f'write -q -P {data[0]} {offset} {len(data)}'
-        subprocess.run(
-            ['qemu-io', '-f', 'qcow2', '-c', command, volume.path],
-            check=True,
-        )
+        overwrite(self.driver.show(volume_name), offset, data)
 
     @contextlib.contextmanager
     def failing_writes(self):
@@ -61,3 +76,176 @@ class TestFileXfs(FileDriverConformance, test_base.BaseTestCase):
 
 class TestFileBtrfs(FileDriverConformance, test_base.BaseTestCase):
     kind = 'btrfs'
+
+
+class FileModel(test_manager.Model):
+    """The file driver against a dictionary of what it must hold."""
+
+    kind = ''
+
+    def make_driver(self):
+        self.root = storage.directory(self.kind)
+        return file.FileDriver(self.root)
+
+    def overwrite(self, name, data):
+        overwrite(self.driver.show(name), 0, data)
+
+    def teardown(self):
+        shutil.rmtree(self.root)
+
+
+class Ext4Model(FileModel):
+    kind = 'ext4'
+
+
+class XfsModel(FileModel):
+    kind = 'xfs'
+
+
+TestExt4Model = Ext4Model.TestCase
+TestXfsModel = XfsModel.TestCase
+TestExt4Model.settings = TestXfsModel.settings = hypothesis.settings(
+    deadline=None,
+    max_examples=15,
+    stateful_step_count=15,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+
+class TestFileDriver(test_base.BaseTestCase):
+    """What the contract does not ask of every driver."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = storage.directory('ext4')
+        self.addCleanup(shutil.rmtree, self.root)
+
+    def make_base(self, driver):
+        key = base.BaseKey('image-1', 'sha512:1')
+        with driver.begin_base(key, SIZE) as writer:
+            writer.write(b'A' * SIZE)
+            return writer.publish(
+                base.BaseFacts(key, 'an image', 'raw', SIZE, '', 0.0)
+            )
+
+    def clone(self, driver, made, name):
+        image = images.ImageInfo(id='image-1', name='', disk_format='raw')
+        return driver.clone(image.at(made.location), name)
+
+    def test_the_whole_directory_may_move(self):
+        driver = file.FileDriver(self.root / 'here')
+        self.clone(driver, self.make_base(driver), 'v1')
+        (self.root / 'here').rename(self.root / 'there')
+        driver = file.FileDriver(self.root / 'there')
+        volume = driver.show('v1')
+        self.assertEqual('qcow2', volume.format)
+        subprocess.run(['qemu-img', 'check', '-q', volume.path], check=True)
+        with driver.read('v1') as reader:
+            self.assertEqual(b'A' * SIZE, reader.read(0, SIZE))
+
+    def test_nothing_is_for_other_users_to_read(self):
+        driver = file.FileDriver(self.root / 'here')
+        made = self.make_base(driver)
+        volume = self.clone(driver, made, 'v1')
+        with driver.open('v2', SIZE) as writer:
+            writer.close()
+        base_image = self.root / 'here/cow-bases' / made.name / 'image.raw'
+        for path in (self.root / 'here', base_image, volume.path,
+                     driver.show('v2').path):  # fmt: skip
+            self.assertEqual(0, os.stat(path).st_mode & 0o077, path)
+        self.assertEqual(0, os.stat(base_image).st_mode & 0o222)
+
+    def test_children_are_named_up_to_twenty(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        for number in range(22):
+            self.clone(driver, made, f'v{number:02}')
+        error = self.assertRaises(
+            exception.RequestError, driver.retire_base, made.name
+        )
+        self.assertIn('v00, v01', str(error))
+        self.assertIn('v19 and more', str(error))
+        self.assertNotIn('v20', str(error))
+
+    def test_what_nobody_holds_is_swept_by_the_next_create(self):
+        driver = file.FileDriver(self.root)
+        # Its descriptor closed, it looks like what a dead maker left.
+        left: Any = driver.open('left', SIZE)
+        left.write(b'A' * SIZE)
+        os.close(left._partial._lock)
+        left._partial._lock = -1
+        held = driver.open('held', SIZE)
+        with driver.open('v1', SIZE) as writer:
+            names = os.listdir(self.root / 'cow-partial')
+            self.assertEqual(['held', 'v1'], sorted(names))
+            writer.close()
+        held.write(b'B' * SIZE)
+        held.close()
+        left._file.close()
+        self.assertEqual(['held', 'v1'], [v.name for v in driver.list()])
+        self.assertEqual([], os.listdir(self.root / 'cow-partial'))
+
+    def test_no_descriptor_is_left_open(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        self.clone(driver, made, 'v0')
+        before = os.listdir('/proc/self/fd')
+        self.clone(driver, made, 'v1')
+        with driver.open('v2', SIZE) as writer:
+            writer.write(b'A' * SIZE)
+            writer.close()
+        driver.open('v3', SIZE).abort()
+        for name in ('v1', 'v2'):
+            with driver.read(name) as reader:
+                reader.read(0, SIZE)
+        self.assertRaises(
+            exception.RequestError, self.clone, driver, made, 'v1'
+        )
+        self.assertRaises(
+            exception.RequestError, driver.retire_base, made.name
+        )
+        driver.sweep()
+        self.assertEqual(before, os.listdir('/proc/self/fd'))
+
+    def test_a_base_without_its_image_can_be_retired(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        (self.root / 'cow-bases' / made.name / 'image.raw').unlink()
+        image = images.ImageInfo(id='image-1', name='', disk_format='raw')
+        verdict = driver.cloneable(image.at(made.location))
+        self.assertIn(Reason.BASE_CHANGED.value, str(verdict.refusal))
+        driver.retire_base(made.name)
+        self.assertEqual([], os.listdir(self.root / 'cow-bases'))
+
+    def test_a_file_system_without_direct_writes_or_reflinks(self):
+        top = pathlib.Path(tempfile.mkdtemp(dir='/dev/shm'))
+        self.addCleanup(shutil.rmtree, top)
+        driver = file.FileDriver(top)
+        self.clone(driver, self.make_base(driver), 'v1')
+        with driver.read('v1') as reader:
+            self.assertEqual(b'A' * SIZE, reader.read(0, SIZE))
+
+    def test_an_image_of_the_same_file_system_is_shared(self):
+        root = storage.directory('xfs')
+        self.addCleanup(shutil.rmtree, root)
+        path = root / 'image.raw'
+        path.write_bytes(os.urandom(64 * 2**20))
+        driver = file.FileDriver(root / 'volumes')
+        with image_source.FileSource(path) as source:
+            outcome = test_manager.Manager(driver).create_volume_from_image(
+                'v1', image_source.file_image(source, None), source
+            )
+        self.assertTrue(outcome.base_made)
+        self.assertEqual(0, outcome.bytes_copied)
+        self.assertEqual('raw', outcome.volume.format)
+        os.sync()
+        found = os.statvfs(root)
+        self.assertLess(
+            (found.f_blocks - found.f_bfree) * found.f_frsize, 256 * 2**20
+        )
+        # A later write to the image reaches neither base nor volume.
+        content = path.read_bytes()
+        with path.open('r+b') as image:
+            image.write(b'x' * 4096)
+        with driver.read('v1') as reader:
+            self.assertTrue(content == reader.read(0, len(content)))
