@@ -8,6 +8,7 @@ looked for first.
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import os
 import tempfile
 
@@ -24,6 +25,9 @@ from cinder_cow import sparse
 from cinder_cow import streaming
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
+
+# Of metadata alone; that of 16 TiB in clusters of 64 KiB is read in less.
+_CHECK_CPU_SECONDS = 120
 
 
 def convert(
@@ -49,7 +53,7 @@ def convert(
     with _local(source, settings) as node, _translated(image):
         digest = _hash(image, source)
         disk = qemu_img.Disk(node, image.disk_format)
-        copied = _check_intact(image, disk, limits)
+        copied = int(_check_intact(image, disk, limits) * size)
         with _target(sink, size, settings) as target:
             qemu_img.convert(
                 disk,
@@ -108,28 +112,39 @@ def _target(
 
 def _check_intact(
     image: images.ImageInfo, disk: qemu_img.Disk, limits: qemu_img.Limits
-) -> int:
+) -> float:
     """Make sure that all the image refers to is there.
 
     A cut shows as damage if it took a cluster, as leaks if it took part of a
     table, and else as data that lie behind the end of the file.
 
-    :returns: bytes of data in the image, after decompression
+    :returns: the part of the disk that has data
     :raises ImageError: IMAGE_CORRUPT
     """
-    descriptor = disk.node.descriptors[0]
-    size = os.fstat(descriptor).st_size
+    # A hostile image may make checking last; converting may last rightly.
+    limits = dataclasses.replace(limits, cpu_seconds=_CHECK_CPU_SECONDS)
     check = qemu_img.check(disk, limits)
-    runs = [run for run in qemu_img.mapping(disk, limits) if run['data']]
-    end = max((r.get('offset', 0) + r['length'] for r in runs), default=0)
+    size = os.fstat(disk.node.descriptors[0]).st_size
     if check.damaged:
         problem = 'qemu-img check finds it corrupt'
-    elif size < check.end and (check.leaks or end > size):
+    elif size < check.end and (check.leaks or _end(disk, limits) > size):
         problem = f'it ends at byte {size} of {check.end}'
     else:
-        return sum(run['length'] for run in runs)
+        return check.used
     raise exception.ImageError.because(
         Reason.IMAGE_CORRUPT, image=image.label, problem=problem
+    )
+
+
+def _end(disk: qemu_img.Disk, limits: qemu_img.Limits) -> int:
+    """Return where the last data in the file must end."""
+    return max(
+        (
+            run.get('offset', 0) + run['length']
+            for run in qemu_img.mapping(disk, limits)
+            if run['data']
+        ),
+        default=0,
     )
 
 
@@ -143,6 +158,13 @@ def _translated(image: images.ImageInfo) -> Iterator[None]:
         if error.no_space:
             raise exception.BackendError.because(
                 Reason.NO_SPACE, backend='qemu-img', problem=error.problem
+            ) from error
+        if error.in_use:
+            raise exception.ImageError.because(
+                Reason.BUSY,
+                what=f'image {image.label}',
+                owner='a process that writes to it',
+                seconds=0,
             ) from error
         if error.unreadable:
             raise exception.ImageError.because(

@@ -22,6 +22,12 @@ from cinder_cow.refusal import Reason
 # Pieces that may wait to be hashed; with pieces of 1 MiB, 8 MiB of memory.
 _DEPTH = 8
 _ZEROS = bytes(units.Mi)
+# What has a digest of one length; "shake" has not.
+_ALGORITHMS = {
+    name
+    for name in hashlib.algorithms_guaranteed
+    if hashlib.new(name, usedforsecurity=False).digest_size
+}
 
 
 class Hasher(Protocol):
@@ -44,7 +50,7 @@ def expected(image: images.ImageInfo) -> tuple[str, str] | None:
     :raises ImageError: HASH_UNKNOWN for an algorithm we do not have
     """
     if image.os_hash_algo and image.os_hash_value:
-        if image.os_hash_algo not in hashlib.algorithms_guaranteed:
+        if image.os_hash_algo not in _ALGORITHMS:
             raise exception.ImageError.because(
                 Reason.HASH_UNKNOWN,
                 image=image.label,

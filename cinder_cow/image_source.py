@@ -6,6 +6,7 @@ read. Optional abilities are protocols, found by presence.
 """
 
 from collections.abc import Iterator
+import contextlib
 import os
 import pathlib
 import stat
@@ -117,21 +118,20 @@ class FileSource:
         )
 
     def head(self, length: int) -> bytes:
-        return os.pread(self._descriptor, length, 0)
+        with self._translated():
+            return os.pread(self._descriptor, length, 0)
 
     def pieces(self) -> Iterator[bytes | int]:
-        try:
+        with self._translated():
             yield from sparse.file_pieces(self._descriptor, self.size)
-        except OSError as error:
-            raise self._error(
-                refusal.Reason.IMAGE_NOT_FOUND, problem=str(error)
-            ) from error
 
     def check_unchanged(self) -> None:
         found, was = os.fstat(self._descriptor), self._status
-        if (found.st_size, found.st_mtime_ns) != (
+        # Whoever writes to it may set mtime back, but not ctime.
+        if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (
             was.st_size,
             was.st_mtime_ns,
+            was.st_ctime_ns,
         ):
             raise self._error(refusal.Reason.IMAGE_CHANGED)
 
@@ -156,6 +156,15 @@ class FileSource:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._error(
+                refusal.Reason.IMAGE_NOT_FOUND, problem=str(error)
+            ) from error
 
     def _error(
         self, reason: refusal.Reason, **facts: str

@@ -156,7 +156,7 @@ class _Attempt:
                 filled = self._fill(writer)
                 facts = base.BaseFacts(
                     key=key,
-                    image_name=self._image.name,
+                    image_name=self._image.label,
                     source_format=self._image.disk_format,
                     content_size=self._plan.content_size,
                     hash=filled.hash,

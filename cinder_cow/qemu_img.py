@@ -12,7 +12,8 @@ second Python, which takes longer than all the rest of a clone, and
 ``preexec_fn`` is not safe with threads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from typing import Any, Self
+from typing import Any, IO, Self
 
 from oslo_utils import units
 
@@ -34,8 +35,8 @@ Progress = Callable[[float], None]
 _PERCENT = re.compile(rb'\((\d+\.\d+)/100%\)')
 _NO_SPACE = ('No space left on device', 'Disk quota exceeded')
 _UNREADABLE = ('error while reading', 'Could not open')
-# Enough for the map of a very fragmented image, and a bound on a hostile one.
-_MAX_OUTPUT = 256 * units.Mi
+# A report is a few hundred bytes.
+_MAX_OUTPUT = units.Mi
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +112,10 @@ class QemuImgError(Exception):
         return any(text in self.problem for text in _NO_SPACE)
 
     @property
+    def in_use(self) -> bool:
+        return 'Is another process using the image' in self.problem
+
+    @property
     def unreadable(self) -> bool:
         """Whether the source is at fault: it cannot be opened or read."""
         return self.problem.startswith(_UNREADABLE)
@@ -123,11 +128,13 @@ class Check:
     :param damaged: it found corruption, or could not check all
     :param leaks: clusters counted as used that nothing uses
     :param end: offset behind the last cluster in use, bytes
+    :param used: part of the disk that has data, 0.0 to 1.0
     """
 
     damaged: bool
     leaks: int
     end: int
+    used: float
 
 
 def check(disk: Disk, limits: Limits) -> Check:
@@ -144,16 +151,22 @@ def check(disk: Disk, limits: Limits) -> Check:
         damaged=bool(report.get('corruptions') or report['check-errors']),
         leaks=report.get('leaks', 0),
         end=report.get('image-end-offset', 0),
+        used=report.get('allocated-clusters', 0)
+        / (report.get('total-clusters') or 1),
     )
 
 
-def mapping(disk: Disk, limits: Limits) -> Any:  # noqa: ANN401 - see below
+def mapping(disk: Disk, limits: Limits) -> Iterator[dict[str, Any]]:
     """Tell where each run of bytes of a disk lies.
 
-    :returns: the list of objects of ``qemu-img map --output=json``
+    :returns: the objects of ``qemu-img map --output=json``, one by one: of a
+        large fragmented disk there are millions
     :raises QemuImgError: it cannot be read, or is in use by a writer
     """
-    return _json(_run(['map', '--output=json', disk.text], limits, disk))
+    arguments = ['map', '--output=json', disk.text]
+    with _running(arguments, limits, disk) as lines:
+        for line in lines:
+            yield _json(line.strip(b' [],\n'))
 
 
 def convert(
@@ -175,7 +188,11 @@ def convert(
     if zeroed:
         arguments.append('--target-is-zero')
     arguments += [source.text, target.text]
-    _run(arguments, limits, source, target, progress=progress)
+    with _running(arguments, limits, source, target) as output:
+        while chunk := os.read(output.fileno(), units.Ki):
+            found = _PERCENT.findall(chunk)
+            if found and progress is not None:
+                progress(float(found[-1]) / 100)
 
 
 def create_overlay(
@@ -215,21 +232,31 @@ def _run(
     limits: Limits,
     *disks: Disk,
     good: Sequence[int] = (0,),
-    progress: Progress | None = None,
 ) -> bytes:
     """Run qemu-img and return what it printed.
 
     :raises QemuImgError: an exit status that is not good, or a limit reached
     :raises BackendError: TOOL_MISSING
     """
-    command = [*_prefix(limits), 'qemu-img', *arguments]
+    with _running(arguments, limits, *disks, good=good) as output:
+        return output.read(_MAX_OUTPUT)
+
+
+@contextlib.contextmanager
+def _running(
+    arguments: Sequence[str],
+    limits: Limits,
+    *disks: Disk,
+    good: Sequence[int] = (0,),
+) -> Iterator[IO[bytes]]:
+    """Give the output of qemu-img; when the block is left, it has ended."""
     _need('qemu-img', 'qemu-utils')
     descriptors = [fd for disk in disks for fd in disk.node.descriptors]
     environment = {'PATH': os.environ.get('PATH', os.defpath), 'LC_ALL': 'C'}
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            command,
+            [*_prefix(limits), 'qemu-img', *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -237,10 +264,11 @@ def _run(
             env=environment,
         ) as process,
     ):
+        assert process.stdout is not None
         timer = threading.Timer(limits.timeout, process.kill)
         timer.start()
         try:
-            output = _read_output(process, progress)
+            yield process.stdout
             status = process.wait()
         except BaseException:
             process.kill()
@@ -250,9 +278,10 @@ def _run(
             timer.cancel()
         errors.seek(0)
         said = errors.read(64 * units.Ki).decode(errors='replace').strip()
-    if status in good:
-        return output
-    raise QemuImgError(_why(status, said, timed_out))
+    if status not in good:
+        for disk in disks:
+            said = said.replace(f"'{disk.text}'", 'it')
+        raise QemuImgError(_why(status, said, timed_out))
 
 
 def _prefix(limits: Limits) -> list[str]:
@@ -272,27 +301,11 @@ def _need(tool: str, package: str) -> None:
         )
 
 
-def _read_output(
-    process: 'subprocess.Popen[bytes]', progress: Progress | None
-) -> bytes:
-    """Read standard output to its end; with progress, read it as such."""
-    assert process.stdout is not None
-    output = bytearray()
-    descriptor = process.stdout.fileno()
-    while chunk := os.read(descriptor, 64 * units.Ki):
-        if progress is not None and (found := _PERCENT.findall(chunk)):
-            progress(float(found[-1]) / 100)
-        output += chunk
-        if len(output) > _MAX_OUTPUT:
-            raise QemuImgError('it printed more than it should')
-    return bytes(output)
-
-
 def _why(status: int, said: str, timed_out: bool) -> str:
     if timed_out:
         return 'it took too long and was ended'
     if status < 0:
         return f'it was ended by {signal.Signals(-status).name}'
-    # The first line is the cause; those after it are consequences.
-    first = said.splitlines()[0] if said else f'exit status {status}'
+    # The first lines are the cause; those after them are consequences.
+    first = ' '.join(said.splitlines()[:2]) or f'exit status {status}'
     return refusal.printable(first.removeprefix('qemu-img: '), 300)

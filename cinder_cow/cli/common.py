@@ -39,9 +39,10 @@ def gib(text: str) -> int:
         size = int(text)
     except ValueError:
         size = 0
-    if size < 1:
+    # File systems and QEMU count bytes in 63 bits.
+    if not 0 < size * units.Gi < 2**63:
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not a whole number of GiB, 1 or more'
+            f'{text!r} is not a whole number of GiB from 1 to {2**33 - 1}'
         )
     return size * units.Gi
 

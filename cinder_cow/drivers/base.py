@@ -187,8 +187,10 @@ class Writer(Sink, Protocol):
 
         What was not written reads as zeros. A second call does nothing.
 
+        Where it fails nothing is published, and ``abort`` leaves nothing.
+
         :raises RequestError: VOLUME_EXISTS if the name was taken meanwhile
-        :raises BackendError: NO_SPACE, BACKEND_ERROR; nothing is left
+        :raises BackendError: NO_SPACE, BACKEND_ERROR
         """
 
 
@@ -198,7 +200,10 @@ class BaseWriter(Sink, Protocol):
     def publish(self, facts: BaseFacts) -> Base:
         """Flush and publish the base with its facts, in one step.
 
-        :raises BackendError: NO_SPACE, BACKEND_ERROR; nothing is left
+        Where it fails nothing is published, and ``abort`` leaves nothing.
+
+        :raises BackendError: NO_SPACE, BACKEND_ERROR
+        :raises ValueError: it is finished already
         """
 
 

@@ -8,12 +8,17 @@ import fcntl
 import os
 import pathlib
 
+from oslo_log import log as logging
+
 from cinder_cow import direct_io
+from cinder_cow import exception
 from cinder_cow import qemu_img
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_bases
 from cinder_cow.drivers import file_layout
+
+LOG = logging.getLogger(__name__)
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # linux/fs.h: share all blocks of another file.
@@ -91,9 +96,18 @@ class _FileSink(common.SinkMixin):
             return True
 
     def abort(self) -> None:
-        with contextlib.ExitStack() as both:
-            both.callback(self._partial.remove)
-            self._file.close()
+        with file_layout.translated(self._backend):
+            try:
+                self._file.close()
+            finally:
+                self._partial.remove()
+
+    def _tidy(self) -> None:
+        """Let go of what was published; the next sweep does what fails."""
+        try:
+            self.abort()
+        except exception.BackendError as error:
+            LOG.warning('%s stays for the next sweep: %s', self._path, error)
 
     @property
     def _finished(self) -> bool:
@@ -119,11 +133,9 @@ class VolumeSink(_FileSink):
     def close(self) -> None:
         if self._finished:
             return
-        try:
-            self.flush()
-            self._publish(self._path)
-        finally:
-            self.abort()  # what is left to do is the same
+        self.flush()
+        self._publish(self._path)
+        self._tidy()
 
 
 class BaseSink(_FileSink):
@@ -146,10 +158,9 @@ class BaseSink(_FileSink):
     def publish(self, facts: base.BaseFacts) -> base.Base:
         if self._finished:
             raise ValueError('published after it was finished')
-        try:
-            self.flush()
-            with file_layout.translated(self._backend):
-                file_bases.store(self._path.parent, facts)
-            return self._publish(self._path.parent)
-        finally:
-            self.abort()  # what is left to do is the same
+        self.flush()
+        with file_layout.translated(self._backend):
+            file_bases.store(self._path.parent, facts)
+        published = self._publish(self._path.parent)
+        self._tidy()
+        return published
