@@ -241,7 +241,7 @@ _TEXTS: dict[Reason, _Text] = {
         _('Free some space there and try again.'),
     ),
     Reason.BUSY: _Text(
-        _('%(what)s is held by %(owner)s, for more than %(seconds)d s'),
+        _('%(what)s is held by %(owner)s; waited %(seconds)d s'),
         _('Try again when it has ended, or end it.'),
     ),
     Reason.CONVERSION_FAILED: _Text(
