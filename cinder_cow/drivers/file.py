@@ -14,7 +14,6 @@ import functools
 import itertools
 import os
 import pathlib
-import time
 from typing import ClassVar, Self
 
 from oslo_config import cfg
@@ -37,10 +36,8 @@ from cinder_cow.drivers import overlay
 LOG = logging.getLogger(__name__)
 
 _FORMATS = ('raw', 'qcow2')
-# Cloning holds a base for milliseconds, retiring it for as long as unlinking
-# takes; longer than this something is stuck.
-_BASE_LOCK_SECONDS = 30
-_POLL_SECONDS = 0.05
+# How many children are named, of a base that has too many to read.
+_CHILDREN = 20
 
 
 class FileDriver:
@@ -74,8 +71,8 @@ class FileDriver:
     ) -> None:
         self.backend = backend
         self.request = base.VolumeRequest()
-        self._base_wait = base_wait
         self._layout = file_layout.Layout(root.absolute(), backend)
+        self._bases = file_bases.BaseStore(self._layout, base_wait)
         self._translated = functools.partial(file_layout.translated, backend)
         self.sweep()
 
@@ -114,9 +111,8 @@ class FileDriver:
     def read(self, source: str | image_location.Location) -> base.Reader:
         with self._translated(), _qemu_translated(self.backend):
             if not isinstance(source, str):
-                return file_reader.RawReader(
-                    self._base(source).image, self.backend
-                )
+                image = self._bases.check(source).image
+                return file_reader.RawReader(image, self.backend)
             path = self._path(source)
             if path.suffix == '.raw':
                 return file_reader.RawReader(path, self.backend)
@@ -129,13 +125,17 @@ class FileDriver:
 
     def show(self, volume_name: str) -> base.VolumeInfo:
         path = self._path(volume_name)
+        parent = None
         with self._translated():
-            status = path.stat()
-            size, parent = status.st_size, None
-            if path.suffix == '.qcow2':
-                header = overlay.read_header(path)
-                size = header.size
-                parent = pathlib.Path(header.backing).parent.name
+            try:
+                status = path.stat()
+                size = status.st_size
+                if path.suffix == '.qcow2':
+                    header = overlay.read_header(path)
+                    size = header.size
+                    parent = pathlib.Path(header.backing).parent.name
+            except FileNotFoundError:
+                raise self._not_found(volume_name) from None
         return base.VolumeInfo(
             name=volume_name,
             size=size,
@@ -189,8 +189,8 @@ class FileDriver:
     def cloneable(self, image_info: images.ImageInfo) -> refusal.Verdict:
         (location,) = image_info.locations
         try:
-            self._base(location)
-        except exception.CowError as error:
+            self._bases.check(location)
+        except exception.BackendError as error:
             return refusal.Verdict(error.refusal)
         return refusal.YES
 
@@ -198,11 +198,13 @@ class FileDriver:
         self, image_info: images.ImageInfo, volume_name: str
     ) -> base.VolumeInfo:
         (location,) = image_info.locations
-        with self._held_base(location) as (parent, descriptor):
+        name = self._bases.check(location).published.name
+        with self._bases.held(name, fcntl.LOCK_SH) as (_found, descriptor):
+            # Again, now that it is held: it may have gone meanwhile.
+            parent = self._bases.check(location)
+            content_size = parent.published.facts.content_size
             size = common.clone_size(
-                self.request,
-                parent.published.facts.content_size,
-                image_info.label,
+                self.request, content_size, image_info.label
             )
             partial = self._begin(volume_name)
             try:
@@ -241,38 +243,17 @@ class FileDriver:
     # BaseKeeper
 
     def find_base(self, key: base.BaseKey) -> base.Base | None:
-        with self._translated():
-            found = self._load(key.name)
+        found = self._bases.find(key.name)
         return found.published if found else None
 
     def begin_base(
         self, key: base.BaseKey, size: int
     ) -> base.BaseWriter | base.Base:
         self.sweep()
-        deadline = time.monotonic() + self._base_wait
-        while True:
-            with self._translated():
-                partial = self._layout.hold(key.name)
-                found = self._load(key.name)
-                if found:
-                    if partial:
-                        partial.remove()
-                    return found.published
-            if partial:
-                publish = functools.partial(self._publish_base, key.name)
-                return file_sinks.BaseSink(
-                    self.backend, partial, size, publish
-                )
-            if time.monotonic() > deadline:
-                raise self._busy(key.name, self._base_wait)
-            time.sleep(_POLL_SECONDS)
+        return self._bases.begin(key.name, size)
 
     def list_bases(self) -> Iterator[base.Base]:
-        with self._translated():
-            names = sorted(os.listdir(self._layout.bases))
-            for name in names:
-                if found := self._load(name):
-                    yield found.published
+        return self._bases.list()
 
     def children(self, base: base.Base, limit: int) -> Sequence[str]:
         # A reflinked volume holds its blocks itself: overlays only.
@@ -280,23 +261,21 @@ class FileDriver:
         return tuple(itertools.islice(overlays, limit))
 
     def retire_base(self, name: str) -> None:
-        with self._translated():
-            found = self._load(name)
+        with self._bases.held(name, fcntl.LOCK_EX) as (found, _descriptor):
             if found is None:
                 return
-            with contextlib.ExitStack() as held:
-                with contextlib.suppress(FileNotFoundError):
-                    image = held.enter_context(found.image.open('rb'))
-                    self._lock_base(image.fileno(), fcntl.LOCK_EX, name)
-                self._check_childless(found.published)
-                partial = self._layout.hold(name)
-                if partial is None:
-                    raise self._busy(name, 0)
-                held.callback(partial.remove)
-                found.image.parent.rename(partial.path / 'base')
-                file_layout.sync_directory(self._layout.bases)
+            children = self.children(found.published, _CHILDREN + 1)
+            if children:
+                names = ', '.join(children[:_CHILDREN])
+                raise exception.RequestError.because(
+                    refusal.Reason.BASE_IN_USE,
+                    base=name,
+                    children=names
+                    + (' and more' if children[_CHILDREN:] else ''),
+                )
+            self._bases.remove(found)
 
-    # Private: volumes
+    # Private
 
     def _begin(self, volume_name: str) -> file_layout.Partial:
         """Hold a name that is free."""
@@ -337,91 +316,20 @@ class FileDriver:
         common.check_volume_name(volume_name)
         path = self._find(volume_name)
         if path is None:
-            raise exception.RequestError.because(
-                refusal.Reason.VOLUME_NOT_FOUND,
-                volume=volume_name,
-                backend=self.backend,
-            )
+            raise self._not_found(volume_name)
         return path
+
+    def _not_found(self, volume_name: str) -> exception.RequestError:
+        return exception.RequestError.because(
+            refusal.Reason.VOLUME_NOT_FOUND,
+            volume=volume_name,
+            backend=self.backend,
+        )
 
     def _exists(self, volume_name: str, state: str) -> exception.RequestError:
         return exception.RequestError.because(
             refusal.Reason.VOLUME_EXISTS, volume=volume_name, state=state
         )
-
-    # Private: bases
-
-    def _load(self, name: str) -> file_bases.StoredBase | None:
-        if not file_bases.is_name(name):
-            return None
-        return file_bases.load(self._layout.bases / name, self.backend)
-
-    def _base(
-        self, location: image_location.Location
-    ) -> file_bases.StoredBase:
-        """Return the base at a location, if it can be cloned.
-
-        :raises BackendError: NOT_IN_BACKEND, BASE_NOT_FOUND, BASE_CHANGED
-        """
-        name = common.own_base(location, self.backend)
-        with self._translated():
-            found = self._load(name)
-        if found is None:
-            raise exception.BackendError.because(
-                refusal.Reason.BASE_NOT_FOUND,
-                base=name,
-                backend=self.backend,
-            )
-        if found.problem:
-            raise exception.BackendError.because(
-                refusal.Reason.BASE_CHANGED,
-                base=name,
-                problem=found.problem,
-            )
-        return found
-
-    @contextlib.contextmanager
-    def _held_base(
-        self, location: image_location.Location
-    ) -> Iterator[tuple[file_bases.StoredBase, int]]:
-        """Keep a base from being retired, and open its image."""
-        image = self._base(location).image
-        with self._translated(), image.open('rb', buffering=0) as file:
-            self._lock_base(file.fileno(), fcntl.LOCK_SH, str(location))
-            # Again, now that it is held: it may have been retired meanwhile.
-            yield self._base(location), file.fileno()
-
-    def _lock_base(self, descriptor: int, kind: int, name: str) -> None:
-        if not file_layout.wait_lock(descriptor, kind, _BASE_LOCK_SECONDS):
-            raise self._busy(name, _BASE_LOCK_SECONDS)
-
-    def _busy(self, name: str, seconds: float) -> exception.BackendError:
-        return exception.BackendError.because(
-            refusal.Reason.BUSY,
-            what=name,
-            owner=self._layout.owner(name),
-            seconds=seconds,
-        )
-
-    def _check_childless(self, published: base.Base) -> None:
-        children = self.children(published, 21)
-        if not children:
-            return
-        names = ', '.join(children[:20])
-        raise exception.RequestError.because(
-            refusal.Reason.BASE_IN_USE,
-            base=published.name,
-            children=names + (' and more' if children[20:] else ''),
-        )
-
-    def _publish_base(self, name: str, directory: pathlib.Path) -> base.Base:
-        with self._translated():
-            # Fails where a base of that name exists: it holds files.
-            directory.rename(self._layout.bases / name)
-            file_layout.sync_directory(self._layout.bases)
-            found = self._load(name)
-        assert found is not None
-        return found.published
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from cinder_cow import exception
 from cinder_cow import qemu_img
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
-from cinder_cow.drivers import file_bases
 from cinder_cow.drivers import file_layout
 
 LOG = logging.getLogger(__name__)
@@ -141,17 +140,18 @@ class VolumeSink(_FileSink):
 class BaseSink(_FileSink):
     """Writes a base.
 
-    :param publish: gives its directory the final name
+    :param path: its image, in the directory that is to be published
+    :param publish: stores the facts there and gives it its final name
     """
 
     def __init__(
         self,
         backend: str,
         partial: file_layout.Partial,
+        path: pathlib.Path,
         size: int,
-        publish: Callable[[pathlib.Path], base.Base],
+        publish: Callable[[pathlib.Path, base.BaseFacts], base.Base],
     ) -> None:
-        path = partial.path / 'base' / file_bases.IMAGE
         super().__init__(backend, partial, path, size)
         self._publish = publish
 
@@ -159,8 +159,6 @@ class BaseSink(_FileSink):
         if self._finished:
             raise ValueError('published after it was finished')
         self.flush()
-        with file_layout.translated(self._backend):
-            file_bases.store(self._path.parent, facts)
-        published = self._publish(self._path.parent)
+        published = self._publish(self._path.parent, facts)
         self._tidy()
         return published
