@@ -20,6 +20,7 @@ from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_source
 from cinder_cow import opts
+from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow import streaming
@@ -115,34 +116,48 @@ def _check_intact(
 ) -> float:
     """Make sure that all the image refers to is there.
 
-    A cut shows as damage if it took a cluster, as leaks if it took part of a
-    table, and else as data that lie behind the end of the file.
+    A cut that takes a cluster shows as damage; one that takes less is looked
+    for in the tables and in the last data.
 
     :returns: the part of the disk that has data
     :raises ImageError: IMAGE_CORRUPT
     """
     # A hostile image may make checking last; converting may last rightly.
-    limits = dataclasses.replace(limits, cpu_seconds=_CHECK_CPU_SECONDS)
-    check = qemu_img.check(disk, limits)
-    size = os.fstat(disk.node.descriptors[0]).st_size
-    if check.damaged:
-        problem = 'qemu-img check finds it corrupt'
-    elif size < check.end and (check.leaks or _end(disk, limits) > size):
-        problem = f'it ends at byte {size} of {check.end}'
+    limits = dataclasses.replace(
+        limits,
+        cpu_seconds=min(limits.cpu_seconds, _CHECK_CPU_SECONDS),
+        file_size=None,
+    )
+    descriptor = disk.node.descriptors[0]
+    size = os.fstat(descriptor).st_size
+    try:
+        check = qemu_img.check(disk, limits)
+        cut = size < check.end and size < max(
+            qcow2.tables_end(descriptor), _data_end(disk, limits)
+        )
+    except qemu_img.QemuImgError as error:
+        if error.in_use or error.limited:
+            raise
+        # It reads nothing but the image: the image is at fault.
+        problem = error.problem
     else:
-        return check.used
+        if not check.damaged and not cut:
+            return check.used
+        problem = 'qemu-img check finds it corrupt'
+        if cut:
+            problem = f'it ends at byte {size} of {check.end}'
     raise exception.ImageError.because(
         Reason.IMAGE_CORRUPT, image=image.label, problem=problem
     )
 
 
-def _end(disk: qemu_img.Disk, limits: qemu_img.Limits) -> int:
-    """Return where the last data in the file must end."""
+def _data_end(disk: qemu_img.Disk, limits: qemu_img.Limits) -> int:
+    """Return where the last data that are not compressed must end."""
     return max(
         (
-            run.get('offset', 0) + run['length']
+            run['offset'] + run['length']
             for run in qemu_img.mapping(disk, limits)
-            if run['data']
+            if run['data'] and 'offset' in run
         ),
         default=0,
     )

@@ -75,12 +75,16 @@ class DirectWriter:
         self._offset += length
 
     def flush(self) -> None:
+        self._check_room(0)
         self._submit()
         while self._pending:
             self._reap()
-        if self._error:
-            raise self._error
-        os.fsync(self.descriptor)
+        try:
+            os.fsync(self.descriptor)
+        except OSError as error:
+            # The kernel tells of a lost page once only (fsync(2)).
+            self._error = error
+            raise
 
     def close(self) -> None:
         """Wait for what is in flight and close; a second call does nothing.
@@ -100,10 +104,12 @@ class DirectWriter:
         return self._offset - self._filled
 
     def _check_room(self, length: int) -> None:
-        if self.descriptor < 0 or self._offset + length > self.size:
-            raise ValueError('written after close, or beyond the size')
+        if self.descriptor < 0:
+            raise ValueError('written after close')
         if self._error:
             raise self._error
+        if self._offset + length > self.size:
+            raise ValueError('written beyond the size')
 
     def _next_buffer(self) -> mmap.mmap:
         """Take a free buffer, waiting for the oldest write if need be."""

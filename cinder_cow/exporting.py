@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
@@ -13,6 +14,9 @@ from cinder_cow import sparse
 from cinder_cow import streaming
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
+
+# What file systems answer that have no O_TMPFILE: open(2), and NFS.
+_NO_UNNAMED = {errno.EISDIR, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def export(
@@ -65,9 +69,10 @@ def _unnamed(directory: pathlib.Path) -> Iterator[int]:
     """Open a file that goes away with us, however we go."""
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
-    except IsADirectoryError:
-        # What a file system answers that has no O_TMPFILE (NFS): then a
-        # name is needed, and it does not survive us unless we are killed.
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED:
+            raise
+        # Then a name is needed; it survives us only if we are killed.
         with tempfile.NamedTemporaryFile(
             dir=directory, prefix='.cow-export-'
         ) as file:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an image is: one frozen value, from a Glance record or a file.
 
-Everything in it is a claim. Sizes, formats and hashes are compared with the
-bytes before a volume is published.
+Everything in it is a claim. The format, the size of what is streamed and the
+hash are compared with the bytes before a volume is published; the size of
+the disk is taken from the bytes, never from here.
 """
 
 from collections.abc import Mapping
@@ -71,6 +72,7 @@ class ImageInfo:
         """
         fields = _RecordReader(record)
         known = {field.name for field in dataclasses.fields(cls)}
+        known.add('direct_url')
         return cls(
             id=fields.required_text('id'),
             name=fields.text('name') or '',
@@ -135,21 +137,21 @@ class _RecordReader:
 
     def locations(self) -> tuple[image_location.Location, ...]:
         """All locations, ``direct_url`` first, each once."""
-        direct_url = self.text('direct_url')
-        entries = [{'url': direct_url}] if direct_url else []
-        listed = self._record.get('locations') or []
-        if not isinstance(listed, list):
+        listed = self._record.get('locations')
+        if listed is not None and not isinstance(listed, list):
             self._bad('locations')
-        return tuple(
-            dict.fromkeys(
-                self._location(entry) for entry in [*entries, *listed]
-            )
-        )
+        found = [self._location(entry) for entry in listed or []]
+        direct_url = self.text('direct_url')
+        if direct_url:
+            direct = image_location.from_record(direct_url, {})
+            # If it is listed too, then with its metadata.
+            found.insert(0, next((f for f in found if f == direct), direct))
+        return tuple(dict.fromkeys(found))
 
     def _location(self, entry: Any) -> image_location.Location:  # noqa: ANN401
         if not isinstance(entry, Mapping):
             self._bad('locations')
-        url, metadata = entry.get('url'), entry.get('metadata') or {}
+        url, metadata = entry.get('url'), entry.get('metadata', {})
         if not isinstance(url, str) or not isinstance(metadata, Mapping):
             self._bad('locations')
         return image_location.from_record(url, metadata)

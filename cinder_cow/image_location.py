@@ -26,7 +26,6 @@ from cinder_cow.i18n import _
 MAX_URL_LENGTH = 8192
 
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]*)://(.*)', re.DOTALL)
-_CONTROL = re.compile(r'[\x00-\x20\x7f]')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ class MalformedLocation(_Location):
     problem: str
 
     def __str__(self) -> str:
-        return _without_secrets(self.text[:MAX_URL_LENGTH])
+        return refusal.printable(_without_secrets(self.text))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,18 +144,18 @@ class BaseLocation(_Location):
         return f'base {self.name} in {self.backend}'
 
 
-Location: TypeAlias = (
+# What has a URL.
+ParsedLocation: TypeAlias = (
     RbdLocation
     | CinderLocation
     | FileLocation
     | HttpLocation
     | UnknownLocation
-    | MalformedLocation
-    | BaseLocation
 )
+Location: TypeAlias = ParsedLocation | MalformedLocation | BaseLocation
 
 
-def parse(url: str) -> Location:
+def parse(url: str) -> ParsedLocation:
     """Parse a URL into the location it names.
 
     :param url: text from an image record or a command line
@@ -168,7 +167,7 @@ def parse(url: str) -> Location:
     except ValueError as error:
         raise exception.ImageError.because(
             refusal.Reason.LOCATION_INVALID,
-            location=_without_secrets(url[:200]),
+            location=refusal.printable(_without_secrets(url)),
             problem=str(error),
         ) from None
 
@@ -186,22 +185,27 @@ def from_record(url: str, metadata: Mapping[str, Any]) -> Location:
     return dataclasses.replace(location, metadata=metadata)
 
 
-def _parse(url: str) -> Location:
-    if len(url) > MAX_URL_LENGTH:
-        raise ValueError(_('it is longer than %d characters') % MAX_URL_LENGTH)
-    if _CONTROL.search(url):
+def _parse(url: str) -> ParsedLocation:
+    _check_length(url)
+    if not url.isprintable() or ' ' in url:
         raise ValueError(_('it holds white space or control characters'))
     match = _SCHEME.fullmatch(url)
     if match is None:
         raise ValueError(_('it has no scheme'))
     scheme, rest = match.group(1).lower(), match.group(2)
-    parser = _PARSERS.get(scheme)
-    if parser is None:
-        return UnknownLocation(scheme, rest)
-    return parser(scheme, rest)
+    parser = _PARSERS.get(scheme, UnknownLocation)
+    location = parser(scheme, rest)
+    # Printed it may be longer: what was not encoded will be.
+    _check_length(location.url)
+    return location
 
 
-def _parse_rbd(scheme: str, rest: str) -> Location:
+def _check_length(url: str) -> None:
+    if len(url) > MAX_URL_LENGTH:
+        raise ValueError(_('it is longer than %d characters') % MAX_URL_LENGTH)
+
+
+def _parse_rbd(scheme: str, rest: str) -> RbdLocation:
     parts = [_unquote(part) for part in rest.split('/')]
     if '' in parts:
         raise ValueError(_('it has an empty part'))
@@ -217,7 +221,7 @@ def _parse_rbd(scheme: str, rest: str) -> Location:
     )
 
 
-def _parse_cinder(scheme: str, rest: str) -> Location:
+def _parse_cinder(scheme: str, rest: str) -> CinderLocation:
     parts = [_unquote(part) for part in rest.split('/')]
     if '' in parts:
         raise ValueError(_('it has an empty part'))
@@ -230,7 +234,7 @@ def _parse_cinder(scheme: str, rest: str) -> Location:
     return CinderLocation(volume_id, parts[0] if len(parts) == 2 else None)
 
 
-def _parse_file(scheme: str, rest: str) -> Location:
+def _parse_file(scheme: str, rest: str) -> FileLocation:
     if not rest.startswith('/'):
         raise ValueError(_('its path is not absolute'))
     path = _unquote(rest)
@@ -239,16 +243,20 @@ def _parse_file(scheme: str, rest: str) -> Location:
     return FileLocation(path)
 
 
-def _parse_http(scheme: str, rest: str) -> Location:
+def _parse_http(scheme: str, rest: str) -> HttpLocation:
     url = f'{scheme}://{rest}'
-    split = urllib.parse.urlsplit(url)
+    try:
+        split = urllib.parse.urlsplit(url)
+        split.port  # noqa: B018 - it is parsed when it is read
+    except ValueError:
+        # Not what Python says: that quotes the text, a password perhaps.
+        raise ValueError(_('its host or port is malformed')) from None
     if not split.hostname:
         raise ValueError(_('it names no host'))
-    split.port  # noqa: B018 - raises ValueError for a bad port
     return HttpLocation(url)
 
 
-_PARSERS: dict[str, Callable[[str, str], Location]] = {
+_PARSERS: dict[str, Callable[[str, str], ParsedLocation]] = {
     'rbd': _parse_rbd,
     'cinder': _parse_cinder,
     'file': _parse_file,
@@ -266,15 +274,18 @@ def _unquote(part: str) -> str:
         )
 
 
-def _without_secrets(url: str) -> str:
-    """Cut user names, passwords and queries (signed URLs) out of a URL."""
-    head, separator, rest = url.partition('://')
-    rest, query, _secret = rest.partition('?')
-    authority, slash, path = rest.partition('/')
-    if '@' in authority:
-        authority = '***@' + authority.rpartition('@')[2]
-    elif '@' in path:
-        # A password may hold a slash when it was not encoded: keep only
-        # what follows the last "@".
-        authority, slash, path = '***@' + path.rpartition('@')[2], '', ''
-    return head + separator + authority + slash + path + (query and '?***')
+def _without_secrets(text: str) -> str:
+    """Cut user names, passwords and queries (signed URLs) out of a URL.
+
+    A password that was not encoded may hold any character, so all before the
+    last "@" goes, whatever it looks like.
+    """
+    scheme = _SCHEME.fullmatch(text)
+    head = f'{scheme.group(1)}://' if scheme else ''
+    rest = text[len(head) :]
+    secret, at, shown = rest.rpartition('@')
+    if '?' in secret:
+        # A query with an "@" in it, or a password with a "?".
+        return head + '***'
+    shown, query, _secret = shown.partition('?')
+    return head + ('***@' if at else '') + shown + ('?***' if query else '')

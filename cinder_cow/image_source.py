@@ -37,13 +37,13 @@ class ImageSource(Protocol):
     def head(self, length: int) -> bytes:
         """Read the first bytes; fewer when there are no more.
 
-        :raises BackendError: it cannot be read
+        :raises ImageError: it cannot be read
         """
 
     def pieces(self) -> Iterator[bytes | int]:
         """Read all of it, in order: data, or the length of a hole.
 
-        :raises BackendError: it cannot be read
+        :raises ImageError: it cannot be read
         """
 
     def check_unchanged(self) -> None:
@@ -162,6 +162,7 @@ class FileSource:
         try:
             yield
         except OSError as error:
+            self.check_unchanged()  # or else that is why
             raise self._error(
                 refusal.Reason.IMAGE_NOT_FOUND, problem=str(error)
             ) from error

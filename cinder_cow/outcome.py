@@ -7,6 +7,7 @@ from typing import Self
 from cinder_cow import exception
 from cinder_cow import plan as plans
 from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 
 
@@ -102,6 +103,7 @@ def _telling(failures: tuple[Failure, ...]) -> list[Refusal]:
         told.add(str(failure.refusal))
     common = set.intersection(*candidates.values())
     refusals = {str(f.refusal): f.refusal for f in failures}
-    return [r for text, r in refusals.items() if text in common] or list(
-        refusals.values()
-    )
+    told_by_all = [r for text, r in refusals.items() if text in common]
+    # That there is no base yet is no news where none could be made.
+    others = [r for r in refusals.values() if r.reason is not Reason.NO_BASE]
+    return told_by_all or others or list(refusals.values())

@@ -21,7 +21,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from typing import Any, IO, Self
 
@@ -101,11 +100,16 @@ class Limits:
 
 
 class QemuImgError(Exception):
-    """qemu-img failed; says why in its own words."""
+    """qemu-img failed.
 
-    def __init__(self, problem: str) -> None:
+    :param problem: why, in its own words
+    :param limited: it was ended for what it used
+    """
+
+    def __init__(self, problem: str, limited: bool = False) -> None:
         super().__init__(problem)
         self.problem = problem
+        self.limited = limited
 
     @property
     def no_space(self) -> bool:
@@ -253,22 +257,23 @@ def _running(
     _need('qemu-img', 'qemu-utils')
     descriptors = [fd for disk in disks for fd in disk.node.descriptors]
     environment = {'PATH': os.environ.get('PATH', os.defpath), 'LC_ALL': 'C'}
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            [*_prefix(limits), 'qemu-img', *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            pass_fds=descriptors,
-            env=environment,
-        ) as process,
-    ):
+    with subprocess.Popen(
+        [*_prefix(limits), 'qemu-img', *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=descriptors,
+        env=environment,
+    ) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
+        errors = _Errors(process.stderr)
         timer = threading.Timer(limits.timeout, process.kill)
         timer.start()
         try:
             yield process.stdout
+            # What nobody reads must not keep it waiting.
+            process.stdout.close()
             status = process.wait()
         except BaseException:
             process.kill()
@@ -276,17 +281,39 @@ def _running(
         finally:
             timed_out = not timer.is_alive()
             timer.cancel()
-        errors.seek(0)
-        said = errors.read(64 * units.Ki).decode(errors='replace').strip()
+            errors.join()
+        said = errors.text
     if status not in good:
         for disk in disks:
             said = said.replace(f"'{disk.text}'", 'it')
-        raise QemuImgError(_why(status, said, timed_out))
+        raise _error(status, said, timed_out)
+
+
+class _Errors(threading.Thread):
+    """Reads standard error to its end, and keeps how it begins.
+
+    Of a damaged image qemu-img prints a line per cluster: 120 MiB were seen.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__(daemon=True)
+        self._stream = stream
+        self._kept = b''
+        self.start()
+
+    def run(self) -> None:
+        while chunk := self._stream.read(64 * units.Ki):
+            self._kept = self._kept or chunk
+
+    @property
+    def text(self) -> str:
+        return self._kept.decode(errors='replace').strip()
 
 
 def _prefix(limits: Limits) -> list[str]:
-    prefix = ['setpriv', '--pdeathsig', 'KILL', '--']
     _need('setpriv', 'util-linux')
+    _need('prlimit', 'util-linux')
+    prefix = ['setpriv', '--pdeathsig', 'KILL', '--']
     prefix += ['prlimit', f'--as={limits.memory}', '--core=0']
     prefix.append(f'--cpu={limits.cpu_seconds}')
     if limits.file_size is not None:
@@ -301,11 +328,14 @@ def _need(tool: str, package: str) -> None:
         )
 
 
-def _why(status: int, said: str, timed_out: bool) -> str:
+def _error(status: int, said: str, timed_out: bool) -> QemuImgError:
     if timed_out:
-        return 'it took too long and was ended'
+        return QemuImgError('it took too long and was ended', limited=True)
     if status < 0:
-        return f'it was ended by {signal.Signals(-status).name}'
+        name = signal.Signals(-status).name
+        return QemuImgError(f'it was ended by {name}', limited=True)
     # The first lines are the cause; those after them are consequences.
     first = ' '.join(said.splitlines()[:2]) or f'exit status {status}'
-    return refusal.printable(first.removeprefix('qemu-img: '), 300)
+    return QemuImgError(
+        refusal.printable(first.removeprefix('qemu-img: '), 300)
+    )

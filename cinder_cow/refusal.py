@@ -48,6 +48,7 @@ class Reason(enum.Enum):
     BACKING_FILE = 'backing_file'
     DATA_FILE = 'data_file'
     UNKNOWN_FEATURES = 'unknown_features'
+    ENCRYPTED = 'encrypted'
     IMAGE_CORRUPT = 'image_corrupt'
     IMAGE_TOO_LARGE = 'image_too_large'
     HASH_MISMATCH = 'hash_mismatch'
@@ -183,9 +184,19 @@ _TEXTS: dict[Reason, _Text] = {
         _("image '%(image)s' uses qcow2 features that are not known"),
         _('Make it again without them: qemu-img convert -O qcow2 SOURCE NEW.'),
     ),
+    Reason.ENCRYPTED: _Text(
+        _("image '%(image)s' is encrypted inside its qcow2"),
+        _(
+            'Decrypt it with its secret (qemu-img convert --object'
+            ' secret,... --image-opts ... -O qcow2 NEW), or use LUKS.'
+        ),
+    ),
     Reason.IMAGE_CORRUPT: _Text(
         _("image '%(image)s' is damaged or cut short: %(problem)s"),
-        _('Upload or write the image again from an intact copy.'),
+        _(
+            'Repair it with qemu-img check -r all, or upload the image again'
+            ' from an intact copy.'
+        ),
     ),
     Reason.IMAGE_TOO_LARGE: _Text(
         _(
@@ -260,6 +271,17 @@ def printable(text: str, limit: int = 200) -> str:
     return ''.join(c if c.isprintable() else '?' for c in text[:limit])
 
 
+class _Shown:
+    """Facts as they may be printed: they come from records and files."""
+
+    def __init__(self, facts: Mapping[str, Any]) -> None:
+        self._facts = facts
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - any fact
+        fact = self._facts[name]
+        return printable(fact, 500) if isinstance(fact, str) else fact
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusal:
     """One reason with its facts.
@@ -274,12 +296,12 @@ class Refusal:
     @property
     def detail(self) -> str:
         """What is the case, as a sentence without a full stop."""
-        return _TEXTS[self.reason].detail % self.facts
+        return _TEXTS[self.reason].detail % _Shown(self.facts)
 
     @property
     def remedy(self) -> str:
         """What a person can do about it."""
-        return _TEXTS[self.reason].remedy % self.facts
+        return _TEXTS[self.reason].remedy % _Shown(self.facts)
 
     def __str__(self) -> str:
         return f'{self.detail} ({self.reason.value}). {self.remedy}'

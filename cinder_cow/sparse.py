@@ -39,6 +39,8 @@ def file_extents(descriptor: int, size: int) -> Iterator[Extent]:
     """Tell the data and holes of an open file, by SEEK_DATA and SEEK_HOLE.
 
     A file system that knows no holes tells one extent of data.
+
+    :raises OSError: also where the file ends before its size
     """
     offset = 0
     while offset < size:
@@ -47,6 +49,8 @@ def file_extents(descriptor: int, size: int) -> Iterator[Extent]:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
+            if os.fstat(descriptor).st_size < size:
+                raise OSError(errno.EIO, 'the file was cut short') from error
             data = size  # nothing but a hole follows
         data = min(data, size)
         if data > offset:

@@ -49,18 +49,27 @@ def stream(
     done = written = 0
     with hashing.hasher(image) as hasher:
         for piece in _inspected(image, source.pieces()):
+            done += piece if isinstance(piece, int) else len(piece)
+            if done > source.size:
+                raise _promised_otherwise(image, done, source.size)
             hasher.update(piece)
             written += sparse.put(sink, piece)
-            done += piece if isinstance(piece, int) else len(piece)
             report('streaming', done, source.size)
         digest = hasher.check()
-    if image.size not in (None, done):
-        raise exception.ImageError.because(
-            Reason.IMAGE_CORRUPT,
-            image=image.label,
-            problem=f'it has {done} bytes, its record says {image.size}',
-        )
+    claimed = source.size if image.size is None else image.size
+    if done != claimed:
+        raise _promised_otherwise(image, done, claimed)
     return Filled(written, digest)
+
+
+def _promised_otherwise(
+    image: images.ImageInfo, done: int, promised: int
+) -> exception.ImageError:
+    return exception.ImageError.because(
+        Reason.IMAGE_CORRUPT,
+        image=image.label,
+        problem=f'{done} bytes came, {promised} were promised',
+    )
 
 
 def check_head(image: images.ImageInfo, head: bytes) -> formats.Inspection:

@@ -66,7 +66,12 @@ def _embedded() -> Backend:
         share = pathlib.Path(data or pathlib.Path.home() / '.local/share')
         home = str(share / 'cinder-cow')
     conf = cfg.ConfigOpts()
-    conf(args=[], project='cinder_cow', default_config_files=[])
+    conf(
+        args=[],
+        project='cinder_cow',
+        default_config_files=[],
+        default_config_dirs=[],
+    )
     options = opts.BackendOptions(conf, EMBEDDED)
     options.override('cow_file_dir', os.path.join(home, 'volumes'))
     return Backend(options)

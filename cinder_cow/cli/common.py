@@ -29,7 +29,7 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
         '--disk-format',
         metavar='FORMAT',
         help='The format the image is claimed to have (raw, qcow2, iso, '
-        'luks); default: what its content is.',
+        'gpt, luks); default: what its content is.',
     )
 
 

@@ -14,6 +14,8 @@ import functools
 import itertools
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import ClassVar, Self
 
 from oslo_config import cfg
@@ -23,6 +25,7 @@ from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
+from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import refusal
 from cinder_cow.drivers import base
@@ -116,7 +119,7 @@ class FileDriver:
             path = self._path(source)
             if path.suffix == '.raw':
                 return file_reader.RawReader(path, self.backend)
-            backing = self._layout.root / overlay.read_header(path).backing
+            backing = self._layout.root / qcow2.read_header(path).backing
             return overlay.OverlayReader(path, backing, self.backend)
 
     def exists(self, volume_name: str) -> bool:
@@ -131,7 +134,7 @@ class FileDriver:
                 status = path.stat()
                 size = status.st_size
                 if path.suffix == '.qcow2':
-                    header = overlay.read_header(path)
+                    header = qcow2.read_header(path)
                     size = header.size
                     parent = pathlib.Path(header.backing).parent.name
             except FileNotFoundError:
@@ -250,6 +253,7 @@ class FileDriver:
         self, key: base.BaseKey, size: int
     ) -> base.BaseWriter | base.Base:
         self.sweep()
+        self._check_can_clone()
         return self._bases.begin(key.name, size)
 
     def list_bases(self) -> Iterator[base.Base]:
@@ -276,6 +280,25 @@ class FileDriver:
             self._bases.remove(found)
 
     # Private
+
+    def _check_can_clone(self) -> None:
+        """Refuse to make a base where no clone could be made of it.
+
+        :raises BackendError: TOOL_MISSING
+        """
+        if shutil.which('qemu-img'):
+            return
+        with (
+            self._translated(),
+            tempfile.TemporaryFile(dir=self._layout.root) as one,
+            tempfile.TemporaryFile(dir=self._layout.root) as other,
+        ):
+            if not file_sinks.share_blocks(one.fileno(), other.fileno()):
+                raise exception.BackendError.because(
+                    refusal.Reason.TOOL_MISSING,
+                    tool='qemu-img',
+                    package='qemu-utils',
+                )
 
     def _begin(self, volume_name: str) -> file_layout.Partial:
         """Hold a name that is free."""
@@ -338,6 +361,13 @@ def _qemu_translated(backend: str) -> Iterator[None]:
     try:
         yield
     except qemu_img.QemuImgError as error:
+        if error.in_use:
+            raise exception.BackendError.because(
+                refusal.Reason.BUSY,
+                what='the volume',
+                owner='a process that writes to it',
+                seconds=0,
+            ) from error
         raise exception.BackendError.because(
             refusal.Reason.NO_SPACE
             if error.no_space

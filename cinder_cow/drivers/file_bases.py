@@ -38,6 +38,9 @@ _POLL_SECONDS = 0.05
 _FACTS = 'facts.json'
 _NAME = re.compile(re.escape(base.RESERVED_PREFIX) + r'base-[0-9a-f]{40}')
 
+# The facts of a base that has lost them: it can be seen, and removed.
+_LOST = base.BaseFacts(base.BaseKey('', ''), '', '', 0, '', 0.0)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoredBase:
@@ -147,18 +150,22 @@ class BaseStore:
         :param kind: LOCK_SH or LOCK_EX
         :returns: None and -1 when there is no such base or image
         """
-        found = self.find(name)
         with contextlib.ExitStack() as opened:
-            descriptor = -1
+            found, descriptor = self.find(name), -1
             with self._translated(), contextlib.suppress(FileNotFoundError):
                 if found:
                     file = opened.enter_context(found.image.open('rb'))
                     descriptor = file.fileno()
-                    if not file_layout.wait_lock(
-                        descriptor, kind, _LOCK_SECONDS
-                    ):
-                        raise self._busy(name, _LOCK_SECONDS)
+                    self._lock(descriptor, kind, name)
+            # Again, now that it is locked: it may have gone meanwhile.
+            found = self.find(name)
+            if found and not file_layout.same_file(descriptor, found.image):
+                raise self._busy(name, 0)
             yield found, descriptor
+
+    def _lock(self, descriptor: int, kind: int, name: str) -> None:
+        if not file_layout.wait_lock(descriptor, kind, _LOCK_SECONDS):
+            raise self._busy(name, _LOCK_SECONDS)
 
     def remove(self, found: StoredBase) -> None:
         """Take a base out of the directory in one step, then remove it."""
@@ -211,38 +218,30 @@ def _store(directory: pathlib.Path, facts: base.BaseFacts) -> None:
 
 
 def _load(directory: pathlib.Path, backend: str) -> StoredBase | None:
-    """Read a base from its directory.
-
-    :raises OSError: it is there and cannot be read
-    """
+    """Read a base from its directory; what is lost of it is a problem."""
+    if not directory.is_dir():
+        return None
     image = directory / IMAGE
     try:
         record = json.loads((directory / _FACTS).read_text())
         facts = _facts(record['facts'])
-        published = record['file']
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise OSError(f'{directory / _FACTS} is damaged: {error}') from error
+        problem = _compare(image, record['file'])
+    except FileNotFoundError as error:
+        facts, problem = _LOST, f'{error.filename} is gone'
+    except (ValueError, KeyError, TypeError):
+        facts, problem = _LOST, 'its facts are damaged'
     location = image_location.BaseLocation(backend, directory.name)
-    problem, allocated = _compare(image, published)
+    allocated = image.stat().st_blocks * 512 if image.exists() else 0
     return StoredBase(base.Base(facts, location, allocated), image, problem)
 
 
-def _compare(
-    image: pathlib.Path, published: dict[str, int]
-) -> tuple[str, int]:
-    """Tell how the file differs from the published one, and its blocks."""
-    try:
-        found = _identity(image)
-    except FileNotFoundError:
-        return 'its file is gone', 0
-    changed = [
+def _compare(image: pathlib.Path, published: dict[str, int]) -> str:
+    """Tell how the file differs from the published one."""
+    return ', '.join(
         f'{name} was {published.get(name)} and is {value}'
-        for name, value in found.items()
+        for name, value in _identity(image).items()
         if published.get(name) != value
-    ]
-    return ', '.join(changed), image.stat().st_blocks * 512
+    )
 
 
 def _identity(image: pathlib.Path) -> dict[str, int]:

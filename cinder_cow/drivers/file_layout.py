@@ -159,7 +159,7 @@ class Layout:
             if not _try_lock(lock, fcntl.LOCK_EX):
                 os.close(lock)
                 return None
-            if _same_file(lock, path / 'lock'):
+            if same_file(lock, path / 'lock'):
                 break
             os.close(lock)  # locked what its last holder had removed
         partial = Partial(path, lock)
@@ -233,11 +233,13 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _same_file(descriptor: int, path: pathlib.Path) -> bool:
+def same_file(descriptor: int, path: pathlib.Path) -> bool:
+    """Tell whether a path still names an open file, or both are gone."""
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        found = path.stat()
     except FileNotFoundError:
-        return False
+        return descriptor < 0
+    return descriptor >= 0 and os.path.samestat(os.fstat(descriptor), found)
 
 
 def _whoami() -> str:

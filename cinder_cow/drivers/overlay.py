@@ -1,49 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qcow2 files over a raw backing file: what a clone is without reflinks.
-
-Only files that we made are read here; the content of a guest's disk never
-decides what is opened. Header fields: QEMU's docs/interop/qcow2.txt.
-"""
+"""Read a qcow2 file over a raw one: what a clone is without reflinks."""
 
 import bisect
 from collections.abc import Iterator
 import dataclasses
-import os
 import pathlib
-import struct
 
+from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
 from cinder_cow.drivers import file_reader
-
-_HEADER = struct.Struct('>4sIQIIQ')
-# QEMU's own limit for the name of a backing file.
-_MAX_BACKING_NAME = 1023
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Header:
-    """Of a qcow2 file: bytes a guest sees, and its backing file's name."""
-
-    size: int
-    backing: str
-
-
-def read_header(path: pathlib.Path) -> Header:
-    """Read what we need of a header, without starting a process.
-
-    :raises OSError: the file cannot be read, or is no qcow2 file
-    """
-    with path.open('rb') as file:
-        head = file.read(_HEADER.size)
-        if len(head) < _HEADER.size or not head.startswith(b'QFI\xfb'):
-            raise OSError(f'{path} is not a qcow2 file')
-        _magic, _version, offset, length, _bits, size = _HEADER.unpack(head)
-        file.seek(offset)
-        name = file.read(min(length, _MAX_BACKING_NAME)) if offset else b''
-    return Header(size, os.fsdecode(name))
 
 
 class OverlayReader(common.ReaderMixin):
@@ -61,7 +29,7 @@ class OverlayReader(common.ReaderMixin):
         self, path: pathlib.Path, backing: pathlib.Path, backend: str
     ) -> None:
         self._backend = backend
-        self.size = read_header(path).size
+        self.size = qcow2.read_header(path).size
         parent = qemu_img.Disk(qemu_img.QemuNode.path(backing), 'raw')
         disk = qemu_img.Disk(qemu_img.QemuNode.path(path), 'qcow2', parent)
         self._map = [

@@ -207,10 +207,14 @@ class TestFileDriver(test_base.BaseTestCase):
         driver.sweep()
         self.assertEqual(before, os.listdir('/proc/self/fd'))
 
-    def test_a_base_without_its_image_can_be_retired(self):
+    def test_a_base_that_lost_something_can_be_retired(self):
+        for name in ('image.raw', 'facts.json'):
+            self.lose(name)
+
+    def lose(self, name):
         driver = file.FileDriver(self.root)
         made = self.make_base(driver)
-        (self.root / 'cow-bases' / made.name / 'image.raw').unlink()
+        (self.root / 'cow-bases' / made.name / name).unlink()
         image = images.ImageInfo(id='image-1', name='', disk_format='raw')
         verdict = driver.cloneable(image.at(made.location))
         self.assertIn(Reason.BASE_CHANGED.value, str(verdict.refusal))

@@ -408,6 +408,24 @@ class TestRemedies(test_base.BaseTestCase):
         self.assertIn('qemu-img convert -O qcow2 SOURCE NEW', remedy)
         self.create(self.convert(path))
 
+    def test_encrypted(self):
+        path = self.top / 'encrypted.qcow2'
+        secret = 'secret,id=s,data=geheim'
+        subprocess.run(
+            ['qemu-img', 'convert', '--object', secret, '-O', 'qcow2', '-o',
+             'encrypt.format=aes,encrypt.key-secret=s', self.raw(), path],
+            check=True,
+        )  # fmt: skip
+        remedy = self.refused(Reason.ENCRYPTED, self.create, path)
+        self.assertIn('qemu-img convert --object secret,...', remedy)
+        new = self.top / 'new.qcow2'
+        subprocess.run(
+            ['qemu-img', 'convert', '--object', secret, '--image-opts',
+             f'driver=qcow2,file.filename={path},encrypt.key-secret=s',
+             '-O', 'qcow2', new], check=True,
+        )  # fmt: skip
+        self.create(new)
+
     def test_image_corrupt(self):
         path = self.qcow2()
         intact = path.read_bytes()
@@ -587,13 +605,13 @@ class TestRemedies(test_base.BaseTestCase):
     def test_backend_error(self):
         path = self.raw()
         self.create(path)
-        (made,) = self.driver.list_bases()
-        facts = self.top / 'volumes/cow-bases' / made.name / 'facts.json'
-        intact = facts.read_text()
-        facts.write_text('{')
+        partial = self.top / 'volumes/cow-partial'
+        partial.rmdir()
+        partial.touch()
         remedy = self.refused(Reason.BACKEND_ERROR, self.create, path)
         self.assertIn('Look at the storage', remedy)
-        facts.write_text(intact)
+        partial.unlink()
+        partial.mkdir()
         self.create(path)
 
 

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The few fields of a qcow2 file that are read without starting a process.
+
+Source: QEMU's docs/interop/qcow2.txt.
+"""
+
+import array
+from collections.abc import Sequence
+import dataclasses
+import os
+import pathlib
+import struct
+import sys
+
+_HEADER = struct.Struct('>4sIQIIQIIQQII')
+# QEMU's own limit for the name of a backing file.
+_MAX_BACKING_NAME = 1023
+# QEMU's own limit of the L1 table, bytes.
+_MAX_L1_TABLE = 32 * 2**20
+_COMPRESSED = 1 << 62
+_SECTOR = 512
+_OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """Of a file that we made: bytes a guest sees, and its backing file."""
+
+    size: int
+    backing: str
+
+
+def read_header(path: pathlib.Path) -> Header:
+    """Read the header of an overlay that we made.
+
+    :raises OSError: the file cannot be read, or is no qcow2 file
+    """
+    with path.open('rb') as file:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size or not head.startswith(b'QFI\xfb'):
+            raise OSError(f'{path} is not a qcow2 file')
+        _magic, _version, offset, length, _bits, size, *_ = _HEADER.unpack(
+            head
+        )
+        file.seek(offset)
+        name = file.read(min(length, _MAX_BACKING_NAME)) if offset else b''
+    return Header(size, os.fsdecode(name))
+
+
+def is_encrypted(head: bytes) -> bool:
+    """Tell by the first bytes of an image whether its data are encrypted."""
+    return len(head) >= _HEADER.size and _HEADER.unpack_from(head)[6] != 0
+
+
+def tables_end(descriptor: int) -> int:
+    """Return where the tables and compressed data must end in the file.
+
+    Cut, tables read as unused and compressed data decompress to something
+    (deflate has no checksum): QEMU notices neither.
+
+    :param descriptor: of an image that ``qemu-img check`` finds no fault in
+    """
+    head = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0))
+    bits, entries, offset = head[4], head[7], head[8]
+    cluster = 1 << bits
+    length = min(entries * 8, _MAX_L1_TABLE)
+    end = int(offset + length)
+    for entry in _table(descriptor, offset, length):
+        start = entry & _OFFSET_MASK
+        if start:
+            end = max(end, start + cluster)
+            table = _table(descriptor, start, cluster)
+            end = max(end, _compressed_end(table, bits))
+    return end
+
+
+def _compressed_end(table: Sequence[int], bits: int) -> int:
+    """Return where the last compressed cluster of an L2 table must end."""
+    shift = 62 - (bits - 8)
+    offset_mask, count_mask = (1 << shift) - 1, (1 << (bits - 8)) - 1
+    end = 0
+    for entry in table:
+        if entry & _COMPRESSED:
+            sectors = ((entry >> shift) & count_mask) + 1
+            # It begins anywhere in its first sector, and QEMU fills the last.
+            start = (entry & offset_mask) // _SECTOR * _SECTOR
+            end = max(end, start + sectors * _SECTOR)
+    return end
+
+
+def _table(descriptor: int, offset: int, length: int) -> Sequence[int]:
+    """Read a table of big-endian 64-bit entries, or what there is of it."""
+    data = os.pread(descriptor, length, offset)
+    table = array.array('Q')
+    table.frombytes(data[: len(data) // 8 * 8])
+    if sys.byteorder == 'little':
+        table.byteswap()
+    return table
