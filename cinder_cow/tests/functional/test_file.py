@@ -252,4 +252,6 @@ class TestFileDriver(test_base.BaseTestCase):
         with path.open('r+b') as image:
             image.write(b'x' * 4096)
         with driver.read('v1') as reader:
-            self.assertTrue(content == reader.read(0, len(content)))
+            self.assertTrue(
+                storage.same(content, reader.read(0, len(content)))
+            )
