@@ -530,6 +530,15 @@ def noisy(path: pathlib.Path) -> None:
     put(path, (get(path, L1_OFFSET), '>16Q'), *[table] * 16)
 
 
+def shared_table(path: pathlib.Path) -> None:
+    """Make a small image that refers to one empty table 32768 times."""
+    created('16T')(path)
+    table = last_cluster(path) + cluster_size(path)
+    count = get(path, L1_SIZE)
+    put(path, (get(path, L1_OFFSET), f'>{count}Q'), *[table] * count)
+    os.truncate(path, table + cluster_size(path) - 512)
+
+
 def _iso_descriptor(path: pathlib.Path) -> None:
     PLAIN(path)
     put(path, (32 * KI, '7s'), b'\x01CD001\x01')

@@ -31,6 +31,7 @@ from cinder_cow import image_source
 from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import plan as plans
+from cinder_cow import qcow2
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.refusal import Reason
@@ -274,6 +275,14 @@ class TestBadImages(ImageTestCase):
                 peak = max(peak, self.said_by_children())
         self.assertIsInstance(made.exception(), exception.CowError)
         self.assertLess(peak, corpus.MI)
+
+    def test_a_table_is_read_once(self):
+        corpus.shared_table(self.path)
+        with self.path.open('rb') as image:
+            begun = time.monotonic()
+            end = qcow2.tables_end(image.fileno())
+            self.assertLess(time.monotonic() - begun, 2)
+        self.assertEqual(self.path.stat().st_size + 512, end)
 
     def said_by_children(self):
         """Tell how much a process of ours has written to standard error."""
