@@ -132,8 +132,10 @@ def _check_intact(
     size = os.fstat(descriptor).st_size
     try:
         check = qemu_img.check(disk, limits)
-        cut = size < check.end and size < max(
-            qcow2.tables_end(descriptor), _data_end(disk, limits)
+        cut = (
+            not check.damaged
+            and size < check.end
+            and size < max(qcow2.used_end(descriptor), _data_end(disk, limits))
         )
     except qemu_img.QemuImgError as error:
         if error.in_use or error.limited:

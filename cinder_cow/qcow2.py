@@ -5,12 +5,13 @@ Source: QEMU's docs/interop/qcow2.txt.
 """
 
 import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import os
 import pathlib
 import struct
 import sys
+import zlib
 
 _HEADER = struct.Struct('>4sIQIIQIIQQII')
 # QEMU's own limit for the name of a backing file.
@@ -19,6 +20,8 @@ _MAX_BACKING_NAME = 1023
 _MAX_L1_TABLE = 32 * 2**20
 _COMPRESSED = 1 << 62
 _SECTOR = 512
+# Streams looked at by us; more can only be of a made-up image.
+_MAX_STREAMS = 64
 _OFFSET_MASK = 0x00FF_FFFF_FFFF_FE00
 
 
@@ -52,7 +55,7 @@ def is_encrypted(head: bytes) -> bool:
     return len(head) >= _HEADER.size and _HEADER.unpack_from(head)[6] != 0
 
 
-def tables_end(descriptor: int) -> int:
+def used_end(descriptor: int) -> int:
     """Return where the tables and compressed data must end in the file.
 
     Cut, tables read as unused and compressed data decompress to something
@@ -64,28 +67,59 @@ def tables_end(descriptor: int) -> int:
     bits, entries, offset = head[4], head[7], head[8]
     cluster = 1 << bits
     length = min(entries * 8, _MAX_L1_TABLE)
-    end = int(offset + length)
-    for entry in _table(descriptor, offset, length):
-        start = entry & _OFFSET_MASK
-        if start:
-            end = max(end, start + cluster)
-            table = _table(descriptor, start, cluster)
-            end = max(end, _compressed_end(table, bits))
-    return end
+    first = _table(descriptor, offset, length)
+    # Each table once, however many entries name it.
+    starts = {entry & _OFFSET_MASK for entry in first} - {0}
+    return max(
+        int(offset + length),
+        max((start + cluster for start in starts), default=0),
+        _compressed_end(descriptor, starts, bits),
+    )
 
 
-def _compressed_end(table: Sequence[int], bits: int) -> int:
-    """Return where the last compressed cluster of an L2 table must end."""
+def _compressed_end(descriptor: int, tables: set[int], bits: int) -> int:
+    """Return where compressed data must end, as far as the file is too short.
+
+    Their length is kept in sectors, and not every writer fills the last
+    one: whether less than a sector was cut, the stream itself tells.
+    """
+    size, cluster = os.fstat(descriptor).st_size, 1 << bits
+    whole: set[int] = set()
+    for table in tables:
+        for start, end in _compressed(
+            _table(descriptor, table, cluster), bits
+        ):
+            if end <= size or start in whole:
+                continue
+            whole.add(start)
+            if (
+                end - size >= _SECTOR
+                or len(whole) > _MAX_STREAMS
+                or not _is_whole(descriptor, start, cluster)
+            ):
+                return end
+    return 0
+
+
+def _compressed(table: Sequence[int], bits: int) -> Iterator[tuple[int, int]]:
+    """Tell where the compressed clusters of an L2 table begin and end."""
     shift = 62 - (bits - 8)
     offset_mask, count_mask = (1 << shift) - 1, (1 << (bits - 8)) - 1
-    end = 0
     for entry in table:
         if entry & _COMPRESSED:
             sectors = ((entry >> shift) & count_mask) + 1
-            # It begins anywhere in its first sector, and QEMU fills the last.
-            start = (entry & offset_mask) // _SECTOR * _SECTOR
-            end = max(end, start + sectors * _SECTOR)
-    return end
+            start = entry & offset_mask
+            yield start, (start // _SECTOR + sectors) * _SECTOR
+
+
+def _is_whole(descriptor: int, start: int, cluster: int) -> bool:
+    """Tell whether a deflate stream ends in the file; of zstd, never."""
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = stream.decompress(os.pread(descriptor, cluster, start), cluster)
+    except zlib.error:
+        return False
+    return stream.eof and len(data) == cluster
 
 
 def _table(descriptor: int, offset: int, length: int) -> Sequence[int]:

@@ -449,6 +449,19 @@ GOOD = [
     Image('much_longer_than_needed', _longer(300 * KI)),
     Image('leak_at_end', _leaking(PLAIN)),
     Image('leak_inside', _leaking(PLAIN, wide=False)),
+    Image(
+        'last_write_compressed',
+        created(MI, commands=('write -q -c -P 1 64k 64k',)),
+    ),
+    Image(
+        'leak_inside_compressed',
+        _leaking(
+            created(
+                MI, commands=('write -q 0 64k', 'write -q -c -P 1 64k 64k')
+            ),
+            wide=False,
+        ),
+    ),
     Image('data_file_named_only', _stray_data_file),
 ]
 
@@ -632,27 +645,9 @@ def _bad(
 _BEYOND = 1 << 40
 
 BAD = [
-    # Whole, and refused all the same, for they look like damaged ones: lazy
-    # refcounts that were not written, and compressed data at the very end
-    # that do not fill their last sector, as a cut of less than one leaves it.
-    *_bad(
-        Reason.IMAGE_CORRUPT,
-        ('writer_killed', _killed),
-        (
-            'last_write_compressed',
-            created(MI, commands=('write -q -c -P 1 64k 64k',)),
-        ),
-        (
-            'leak_inside_compressed',
-            _leaking(
-                created(
-                    MI,
-                    commands=('write -q 0 64k', 'write -q -c -P 1 64k 64k'),
-                ),
-                wide=False,
-            ),
-        ),
-    ),
+    # Whole, and refused all the same: lazy refcounts that were not written
+    # look like damage.
+    *_bad(Reason.IMAGE_CORRUPT, ('writer_killed', _killed)),
     *_bad(
         Reason.FORMAT_MISMATCH,
         ('qcow2_as_raw', PLAIN, 'raw'),

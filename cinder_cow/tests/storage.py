@@ -41,7 +41,8 @@ def mounted(kind, size=SIZE):
         raise unittest.SkipTest(f'machine: mounting {kind} needs root')
     if kind not in pathlib.Path('/proc/filesystems').read_text().split():
         raise unittest.SkipTest(f'machine: the kernel has no {kind}')
-    top = pathlib.Path(tempfile.mkdtemp(prefix='cow-test-'))
+    # Not in TMPDIR, which is a test's own and emptied after it.
+    top = pathlib.Path(tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp'))
     try:
         disk, mount = top / 'disk', top / 'mount'
         mount.mkdir()
