@@ -9,6 +9,7 @@ looked for first.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import errno
 import os
 import tempfile
 
@@ -51,7 +52,7 @@ def convert(
         timeout=settings.qemu_img_timeout,
         file_size=size + units.Mi,
     )
-    with _local(source, settings) as node, _translated(image):
+    with _translated(image, settings), _local(source, settings) as node:
         digest = _hash(image, source)
         disk = qemu_img.Disk(node, image.disk_format)
         copied = int(_check_intact(image, disk, limits) * size)
@@ -166,15 +167,27 @@ def _data_end(disk: qemu_img.Disk, limits: qemu_img.Limits) -> int:
 
 
 @contextlib.contextmanager
-def _translated(image: images.ImageInfo) -> Iterator[None]:
+def _translated(
+    image: images.ImageInfo, settings: opts.Settings
+) -> Iterator[None]:
     """Turn a failure of qemu-img into ours, by whose fault it is."""
     try:
         yield
+    except OSError as error:  # of a scratch file
+        raise exception.BackendError.because(
+            Reason.NO_SPACE
+            if error.errno == errno.ENOSPC
+            else Reason.BACKEND_ERROR,
+            backend=settings.backend,
+            problem=str(error),
+        ) from error
     except qemu_img.QemuImgError as error:
         facts = {'image': image.label, 'problem': error.problem}
         if error.no_space:
             raise exception.BackendError.because(
-                Reason.NO_SPACE, backend='qemu-img', problem=error.problem
+                Reason.NO_SPACE,
+                backend=settings.backend,
+                problem=error.problem,
             ) from error
         if error.in_use:
             raise exception.ImageError.because(

@@ -29,6 +29,7 @@ def export(
     The file has no name until it is whole; none that exists is overwritten.
 
     :raises RequestError: EXPORT_EXISTS, EXPORT_FAILED
+    :raises BackendError: BUSY: the volume was written to meanwhile
     """
     try:
         with _unnamed(path.parent) as descriptor:
@@ -36,6 +37,7 @@ def export(
             with contextlib.closing(file):
                 _copy(reader, file, report)
                 file.flush()
+            reader.check_unchanged()
             _name(descriptor, path)
     except FileExistsError:
         raise exception.RequestError.because(
@@ -43,7 +45,7 @@ def export(
         ) from None
     except OSError as error:
         raise exception.RequestError.because(
-            Reason.EXPORT_FAILED, path=str(path), problem=error.strerror
+            Reason.EXPORT_FAILED, path=str(path), problem=str(error)
         ) from error
 
 
@@ -87,7 +89,7 @@ def _unnamed(directory: pathlib.Path) -> Iterator[int]:
 def _name(descriptor: int, path: pathlib.Path) -> None:
     """Give an unnamed file its name, which must be free (open(2))."""
     # Python calls linkat(), which can follow, only with a directory's
-    # descriptor; the path is absolute, so it does not matter which.
+    # descriptor; an absolute path is not looked up there.
     os.link(
         f'/proc/self/fd/{descriptor}',
         path,

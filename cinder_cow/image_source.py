@@ -110,11 +110,15 @@ class FileSource:
 
     @property
     def content_id(self) -> str:
-        """What changes when the file's content does."""
+        """What changes when the file's content does.
+
+        And at times more often: chmod too sets ctime, and then the next
+        volume makes a base of its own.
+        """
         found = self._status
         return (
             f'file:{found.st_dev}:{found.st_ino}:{found.st_size}'
-            f':{found.st_mtime_ns}'
+            f':{found.st_mtime_ns}:{found.st_ctime_ns}'
         )
 
     def head(self, length: int) -> bytes:

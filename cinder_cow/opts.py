@@ -80,6 +80,7 @@ class Settings:
     Sizes are bytes, times are seconds. The defaults are those of ``OPTS``.
     """
 
+    backend: str = ''
     cow_enabled: bool = True
     cow_fallback: str = 'stream'
     max_image_size: int = 16384 * units.Gi
@@ -91,6 +92,7 @@ class Settings:
     @classmethod
     def read(cls, options: 'BackendOptions') -> Self:
         return cls(
+            backend=options.backend,
             cow_enabled=options.get('cow_enabled'),
             cow_fallback=options.get('cow_fallback'),
             max_image_size=options.get('cow_max_image_gib') * units.Gi,

@@ -335,7 +335,6 @@ def _error(status: int, said: str, timed_out: bool) -> QemuImgError:
         name = signal.Signals(-status).name
         return QemuImgError(f'it was ended by {name}', limited=True)
     # The first lines are the cause; those after them are consequences.
-    first = ' '.join(said.splitlines()[:2]) or f'exit status {status}'
-    return QemuImgError(
-        refusal.printable(first.removeprefix('qemu-img: '), 300)
-    )
+    lines = [line.removeprefix('qemu-img: ') for line in said.splitlines()]
+    first = ' '.join(dict.fromkeys(lines[:2])) or f'exit status {status}'
+    return QemuImgError(refusal.printable(first, 300))

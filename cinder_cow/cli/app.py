@@ -71,11 +71,29 @@ def main(argv: list[str] | None = None) -> int:
 
     :returns: the exit status
     """
+    _open_standard_files()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     # Long reasons and remedies are folded to the terminal's width.
     os.environ.setdefault('CLIFF_FIT_WIDTH', '1')
     return CowApp().run(sys.argv[1:] if argv is None else argv)
+
+
+def _open_standard_files() -> None:
+    """Give descriptors 0 to 2 to /dev/null where they are closed.
+
+    A daemon may start us so. Else an image would get one of these numbers,
+    and what is printed would go into it.
+    """
+    for number, name in enumerate(('stdin', 'stdout', 'stderr')):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is taken, which is this one.
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            mode = 'r' if number == 0 else 'w'
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -12,6 +12,7 @@ from cliff import show
 
 from cinder_cow import exception
 from cinder_cow import image_info as images
+from cinder_cow import refusal
 from cinder_cow.cli import backend
 from cinder_cow.drivers import base as contract
 from cinder_cow.refusal import Reason
@@ -46,8 +47,8 @@ def _state(keeper: contract.Cloner, base: contract.Base) -> str:
     image = images.ImageInfo(
         id=base.facts.key.image_id, name=base.facts.image_name, disk_format=''
     )
-    refusal = keeper.cloneable(image.at(base.location)).refusal
-    return 'ok' if refusal is None else refusal.reason.value
+    verdict = keeper.cloneable(image.at(base.location))
+    return verdict.refusal.reason.value if verdict.refusal else 'ok'
 
 
 def _row(keeper: contract.Cloner, base: contract.Base) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class ShowBase(show.ShowOne):
         base = _find(keeper, parsed_args.name)
         row = {
             **_row(keeper, base),
-            'image_id': base.facts.key.image_id,
+            'image_id': refusal.printable(base.facts.key.image_id, 4096),
             'content_id': base.facts.key.content_id,
             'hash': base.facts.hash,
             'children': list(keeper.children(base, _CHILDREN)),

@@ -223,6 +223,12 @@ class Reader(Protocol):
     def extents(self) -> Iterator[sparse.Extent]:
         """All extents in order; together they are the size."""
 
+    def check_unchanged(self) -> None:
+        """Make sure that what was read is one state of the volume.
+
+        :raises BackendError: BUSY: it was written to meanwhile
+        """
+
     def close(self) -> None: ...
 
     def __enter__(self) -> Self: ...

@@ -39,6 +39,8 @@ from cinder_cow.drivers import overlay
 LOG = logging.getLogger(__name__)
 
 _FORMATS = ('raw', 'qcow2')
+# Extending takes milliseconds; longer than this something is stuck.
+_EXTEND_SECONDS = 30
 # How many children are named, of a base that has too many to read.
 _CHILDREN = 20
 
@@ -149,19 +151,29 @@ class FileDriver:
         )
 
     def extend(self, volume_name: str, size: int) -> None:
-        volume = self.show(volume_name)
-        if size < volume.size:
-            raise exception.RequestError.because(
-                refusal.Reason.SHRINK,
-                volume=volume_name,
-                size=volume.size,
-                new_size=size,
-            )
-        with self._translated(), _qemu_translated(self.backend):
-            if volume.format == 'qcow2':
-                qemu_img.resize(volume.path, size)
+        path = self._path(volume_name)
+        with (
+            self._translated(),
+            _qemu_translated(self.backend),
+            path.open('r+b') as file,
+        ):
+            # Two at once: the one that comes second must see the first's.
+            if not file_layout.wait_lock(
+                file.fileno(), fcntl.LOCK_EX, _EXTEND_SECONDS
+            ):
+                raise _busy('the volume', _EXTEND_SECONDS)
+            volume = self.show(volume_name)
+            if size < volume.size:
+                raise exception.RequestError.because(
+                    refusal.Reason.SHRINK,
+                    volume=volume_name,
+                    size=volume.size,
+                    new_size=size,
+                )
+            if path.suffix == '.qcow2':
+                qemu_img.resize(path, size)
             else:
-                os.truncate(volume.path, size)
+                file.truncate(size)
 
     def delete(self, volume_name: str) -> None:
         common.check_volume_name(volume_name)
@@ -261,8 +273,7 @@ class FileDriver:
 
     def children(self, base: base.Base, limit: int) -> Sequence[str]:
         # A reflinked volume holds its blocks itself: overlays only.
-        overlays = (v.name for v in self.list() if v.parent == base.name)
-        return tuple(itertools.islice(overlays, limit))
+        return tuple(itertools.islice(self._overlays_of(base.name), limit))
 
     def retire_base(self, name: str) -> None:
         with self._bases.held(name, fcntl.LOCK_EX) as (found, _descriptor):
@@ -280,6 +291,22 @@ class FileDriver:
             self._bases.remove(found)
 
     # Private
+
+    def _overlays_of(self, base_name: str) -> Iterator[str]:
+        """Name the overlays of a base, by their files and not by volumes.
+
+        Whatever its name, an overlay dies with its base; one that cannot be
+        read may be a child, so that is an error.
+        """
+        with self._translated():
+            for name in sorted(os.listdir(self._layout.root)):
+                path = self._layout.root / name
+                if path.suffix != '.qcow2':
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    backing = qcow2.read_header(path).backing
+                    if pathlib.Path(backing).parent.name == base_name:
+                        yield path.stem
 
     def _check_can_clone(self) -> None:
         """Refuse to make a base where no clone could be made of it.
@@ -309,9 +336,11 @@ class FileDriver:
         if partial is None:
             owner = self._layout.owner(volume_name)
             raise self._exists(volume_name, f'is being made by {owner}')
-        if self.exists(volume_name):
-            partial.remove()
-            raise self._exists(volume_name, 'exists already')
+        with contextlib.ExitStack() as undo:
+            undo.callback(partial.remove)
+            if self.exists(volume_name):
+                raise self._exists(volume_name, 'exists already')
+            undo.pop_all()
         return partial
 
     def _publish(self, volume_name: str, path: pathlib.Path) -> None:
@@ -329,11 +358,19 @@ class FileDriver:
                 raise
 
     def _find(self, volume_name: str) -> pathlib.Path | None:
-        for image_format in _FORMATS:
-            path = self._layout.root / f'{volume_name}.{image_format}'
-            if path.is_file():
-                return path
-        return None
+        paths = [
+            self._layout.root / f'{volume_name}.{image_format}'
+            for image_format in _FORMATS
+        ]
+        found = [path for path in paths if path.is_file()]
+        if len(found) > 1:
+            # Not of our making: which of them is the volume?
+            raise exception.BackendError.because(
+                refusal.Reason.BACKEND_ERROR,
+                backend=self.backend,
+                problem=f'{found[0]} and {found[1]} are one volume',
+            )
+        return found[0] if found else None
 
     def _path(self, volume_name: str) -> pathlib.Path:
         common.check_volume_name(volume_name)
@@ -362,12 +399,7 @@ def _qemu_translated(backend: str) -> Iterator[None]:
         yield
     except qemu_img.QemuImgError as error:
         if error.in_use:
-            raise exception.BackendError.because(
-                refusal.Reason.BUSY,
-                what='the volume',
-                owner='a process that writes to it',
-                seconds=0,
-            ) from error
+            raise _busy('the volume', 0) from error
         raise exception.BackendError.because(
             refusal.Reason.NO_SPACE
             if error.no_space
@@ -375,3 +407,12 @@ def _qemu_translated(backend: str) -> Iterator[None]:
             backend=backend,
             problem=error.problem,
         ) from error
+
+
+def _busy(what: str, seconds: float) -> exception.BackendError:
+    return exception.BackendError.because(
+        refusal.Reason.BUSY,
+        what=what,
+        owner='a process that writes to it',
+        seconds=seconds,
+    )

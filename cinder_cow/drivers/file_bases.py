@@ -9,6 +9,7 @@ by one rename of the directory, so neither is ever there without the other.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import datetime
 import functools
 import json
 import os
@@ -40,6 +41,14 @@ _NAME = re.compile(re.escape(base.RESERVED_PREFIX) + r'base-[0-9a-f]{40}')
 
 # The facts of a base that has lost them: it can be seen, and removed.
 _LOST = base.BaseFacts(base.BaseKey('', ''), '', '', 0, '', 0.0)
+# What reading facts raises that are not what was written.
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,7 +202,10 @@ class BaseStore:
             directory.rename(self._layout.bases / name)
             file_layout.sync_directory(self._layout.bases)
         found = self.find(name)
-        assert found is not None
+        if found is None:
+            raise exception.BackendError.because(
+                refusal.Reason.BASE_NOT_FOUND, base=name, backend=self._backend
+            )
         return found.published
 
     def _busy(self, name: str, seconds: float) -> exception.BackendError:
@@ -210,6 +222,7 @@ def _store(directory: pathlib.Path, facts: base.BaseFacts) -> None:
     image = directory / IMAGE
     image.chmod(0o400)
     record = {'facts': dataclasses.asdict(facts), 'file': _identity(image)}
+    (directory / _FACTS).touch(mode=0o600)
     with (directory / _FACTS).open('w') as file:
         json.dump(record, file, indent=1)
         file.flush()
@@ -228,7 +241,7 @@ def _load(directory: pathlib.Path, backend: str) -> StoredBase | None:
         problem = _compare(image, record['file'])
     except FileNotFoundError as error:
         facts, problem = _LOST, f'{error.filename} is gone'
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGED:
         facts, problem = _LOST, 'its facts are damaged'
     location = image_location.BaseLocation(backend, directory.name)
     allocated = image.stat().st_blocks * 512 if image.exists() else 0
@@ -254,5 +267,17 @@ def _identity(image: pathlib.Path) -> dict[str, int]:
 
 
 def _facts(record: dict[str, Any]) -> base.BaseFacts:
+    """Read the facts, each of its type.
+
+    :raises TypeError: one is not
+    """
     key = base.BaseKey(**record.pop('key'))
-    return base.BaseFacts(key=key, **record)
+    facts = base.BaseFacts(key=key, **record)
+    texts = (key.image_id, key.content_id, facts.image_name,
+             facts.source_format, facts.hash)  # fmt: skip
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError('a text is none')
+    if type(facts.content_size) is not int or facts.content_size < 0:
+        raise TypeError('the size is none')
+    datetime.datetime.fromtimestamp(facts.made_at, datetime.UTC)
+    return facts

@@ -35,6 +35,8 @@ VERSION = '1'
 # How long to wait for somebody who removes what dead makers left.
 _SWEEP_WAIT_SECONDS = 60
 _POLL_SECONDS = 0.02
+# Each is a race lost against somebody who let the name go meanwhile.
+_HOLD_ATTEMPTS = 1000
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -110,22 +112,32 @@ class Layout:
     def _prepare(self) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         version_file = self.root / 'cow-layout'
+        for directory in (self.bases, self.partial):
+            if directory.is_symlink():
+                # A sweep removes what is in there: never somewhere else.
+                self._check_version(f'{directory.name}, a link')
         if version_file.exists():
+            self._make_directories()
             self._check_version(version_file.read_text(errors='replace'))
             return
         for name in os.listdir(self.root):
             # A fresh file system has one; other files would become volumes.
             if not name.startswith('cow-') and name != 'lost+found':
                 self._check_version('none, but files')
-        self.bases.mkdir(exist_ok=True)
-        self.partial.mkdir(exist_ok=True)
+        self._make_directories()
         # Written aside and renamed: never seen half-written. Another process
         # that is at the same may sweep ours away; its own will do.
         temporary = self.partial / f'layout-{os.getpid()}-{time.time_ns()}'
+        temporary.touch(mode=0o600)
         temporary.write_text(VERSION + '\n')
         with contextlib.suppress(FileNotFoundError):
             temporary.rename(version_file)
         sync_directory(self.root)
+
+    def _make_directories(self) -> None:
+        # Empty ones get lost in backups.
+        self.bases.mkdir(mode=0o700, exist_ok=True)
+        self.partial.mkdir(mode=0o700, exist_ok=True)
 
     def _check_version(self, found: str) -> None:
         if found.strip() == VERSION:
@@ -147,7 +159,7 @@ class Layout:
 
     def _hold(self, name: str) -> Partial | None:
         path = self.partial / name
-        while True:
+        for _attempt in range(_HOLD_ATTEMPTS):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             try:
@@ -160,13 +172,22 @@ class Layout:
                 os.close(lock)
                 return None
             if same_file(lock, path / 'lock'):
-                break
+                return self._take_over(Partial(path, lock), lock)
             os.close(lock)  # locked what its last holder had removed
-        partial = Partial(path, lock)
-        if partial.clear():
-            LOG.warning('Removed what was left half-made in %s', path)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, _whoami().encode(), 0)
+        raise OSError(errno.EAGAIN, 'it cannot be held', str(path))
+
+    def _take_over(self, partial: Partial, lock: int) -> Partial:
+        """Make a partial that is held ours: empty, with our name on it."""
+        try:
+            if partial.clear():
+                LOG.warning(
+                    'Removed what was left half-made in %s', partial.path
+                )
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, _whoami().encode(), 0)
+        except BaseException:
+            os.close(lock)
+            raise
         return partial
 
     def owner(self, name: str) -> str:
@@ -179,7 +200,7 @@ class Layout:
 
     def sweep(self) -> None:
         """Remove what makers left that live no more."""
-        if not any(os.scandir(self.partial)):
+        if not os.listdir(self.partial):
             return
         # Alone, so that nobody takes our holding a name for a maker's.
         with self._makers(fcntl.LOCK_EX):

@@ -6,6 +6,8 @@ import io
 import os
 import pathlib
 
+from cinder_cow import exception
+from cinder_cow import refusal
 from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
@@ -17,7 +19,8 @@ class RawReader(common.ReaderMixin):
     def __init__(self, path: pathlib.Path, backend: str) -> None:
         self._backend = backend
         self._file = path.open('rb', buffering=0)
-        self.size = os.fstat(self._file.fileno()).st_size
+        self._status = os.fstat(self._file.fileno())
+        self.size = self._status.st_size
 
     def read(self, offset: int, length: int) -> bytes:
         if offset + length > self.size:
@@ -25,12 +28,34 @@ class RawReader(common.ReaderMixin):
         with file_layout.translated(self._backend):
             return read_exactly(self._file, length, offset)
 
+    def check_unchanged(self) -> None:
+        check_unchanged(self._file, self._status)
+
     def extents(self) -> Iterator[sparse.Extent]:
         with file_layout.translated(self._backend):
             yield from sparse.file_extents(self._file.fileno(), self.size)
 
     def close(self) -> None:
         self._file.close()
+
+
+def check_unchanged(file: io.FileIO, was: os.stat_result) -> None:
+    """Make sure that nobody wrote to an open file since it had that status.
+
+    :raises BackendError: BUSY
+    """
+    found = os.fstat(file.fileno())
+    if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (
+        was.st_size,
+        was.st_mtime_ns,
+        was.st_ctime_ns,
+    ):
+        raise exception.BackendError.because(
+            refusal.Reason.BUSY,
+            what='the volume',
+            owner='a process that writes to it',
+            seconds=0,
+        )
 
 
 def read_exactly(file: io.FileIO, length: int, offset: int) -> bytes:

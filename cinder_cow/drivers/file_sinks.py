@@ -66,7 +66,7 @@ class _FileSink(common.SinkMixin):
         with contextlib.ExitStack() as undo:
             undo.callback(partial.remove)
             with file_layout.translated(backend):
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(mode=0o700, exist_ok=True)
                 descriptor = os.open(path, _NEW, 0o600)
                 self._file = direct_io.DirectWriter(descriptor, size)
             undo.pop_all()

@@ -310,6 +310,9 @@ class _Reader(common.ReaderMixin):
             raise ValueError('read beyond the size')
         return self._disk.read(offset, length)
 
+    def check_unchanged(self) -> None:
+        pass  # nobody writes to a volume in memory
+
     def extents(self) -> Iterator[sparse.Extent]:
         for offset in range(0, self.size, BLOCK):
             length = min(BLOCK, self.size - offset)

@@ -30,6 +30,7 @@ class OverlayReader(common.ReaderMixin):
     ) -> None:
         self._backend = backend
         self.size = qcow2.read_header(path).size
+        self._status = path.stat()
         parent = qemu_img.Disk(qemu_img.QemuNode.path(backing), 'raw')
         disk = qemu_img.Disk(qemu_img.QemuNode.path(path), 'qcow2', parent)
         self._map = [
@@ -52,6 +53,9 @@ class OverlayReader(common.ReaderMixin):
                 map(self._read_run, self._runs(offset, offset + length))
             )
 
+    def check_unchanged(self) -> None:
+        file_reader.check_unchanged(self._files[0], self._status)
+
     def extents(self) -> Iterator[sparse.Extent]:
         for run in self._map:
             yield sparse.Extent(run.start, run.length, run.hole)
@@ -69,7 +73,8 @@ class OverlayReader(common.ReaderMixin):
     def _runs(self, start: int, end: int) -> Iterator['_Run']:
         """Cut the runs between two offsets out of the map."""
         first = bisect.bisect_right(self._map, start, key=lambda r: r.start)
-        for run in self._map[first - 1 :]:
+        for index in range(first - 1, len(self._map)):
+            run = self._map[index]
             if run.start >= end:
                 return
             yield run.cut(max(start, run.start), min(end, run.end))

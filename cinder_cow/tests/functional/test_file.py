@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file driver on real ext4 (overlays), XFS and btrfs (reflinks)."""
 
+from concurrent import futures
 import contextlib
+import copy
+import json
 import os
 import pathlib
 import resource
@@ -112,6 +115,19 @@ TestExt4Model.settings = TestXfsModel.settings = hypothesis.settings(
 )
 
 
+DAMAGE: list[tuple[list[str], Any]] = [
+    (['facts'], 'x'),
+    (['file'], 'x'),
+    (['facts', 'made_at'], 'x'),
+    (['facts', 'made_at'], 1e300),
+    (['facts', 'key'], {}),
+    (['facts', 'content_size'], 'x'),
+    (['facts', 'content_size'], -1),
+    (['facts', 'hash'], 1),
+    (['facts', 'more'], 1),
+]
+
+
 class TestFileDriver(test_base.BaseTestCase):
     """What the contract does not ask of every driver."""
 
@@ -218,6 +234,114 @@ class TestFileDriver(test_base.BaseTestCase):
         image = images.ImageInfo(id='image-1', name='', disk_format='raw')
         verdict = driver.cloneable(image.at(made.location))
         self.assertIn(Reason.BASE_CHANGED.value, str(verdict.refusal))
+        driver.retire_base(made.name)
+        self.assertEqual([], os.listdir(self.root / 'cow-bases'))
+
+    def test_whatever_hangs_on_a_base_keeps_it(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        path = pathlib.Path(self.clone(driver, made, 'v1').path)
+        odd = self.root / 'not a volume.qcow2'
+        path.rename(odd)
+        error: Any = self.assertRaises(
+            exception.RequestError, driver.retire_base, made.name
+        )
+        self.assertIn('not a volume', str(error))
+        odd.write_bytes(b'what was an overlay once')
+        error = self.assertRaises(
+            exception.BackendError, driver.retire_base, made.name
+        )
+        self.assertIn(str(odd), str(error))
+        odd.unlink()
+        driver.retire_base(made.name)
+
+    def test_two_files_of_one_name_hide_no_child(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        self.clone(driver, made, 'v1')
+        (self.root / 'v1.raw').write_bytes(b'x' * 512)
+        self.assertRaises(
+            exception.RequestError, driver.retire_base, made.name
+        )
+        error = self.assertRaises(exception.BackendError, driver.show, 'v1')
+        self.assertIn('v1.qcow2', str(error))
+        self.assertRaises(exception.BackendError, driver.open, 'v1', SIZE)
+        self.assertEqual([], os.listdir(self.root / 'cow-partial'))
+
+    def test_a_write_while_it_is_read_is_noticed(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        self.clone(driver, made, 'v1')
+        with driver.open('v2', SIZE) as writer:
+            writer.close()
+        for name in ('v1', 'v2'):
+            with driver.read(name) as reader:
+                reader.read(0, SIZE)
+                reader.check_unchanged()
+                overwrite(driver.show(name), 0, b'x' * 4096)
+                error: Any = self.assertRaises(
+                    exception.BackendError, reader.check_unchanged
+                )
+                self.assertIs(Reason.BUSY, error.reason)
+
+    def test_two_that_extend_never_shrink(self):
+        driver = file.FileDriver(self.root)
+        with driver.open('v1', SIZE) as writer:
+            writer.close()
+
+        def extend(size):
+            with contextlib.suppress(exception.RequestError):
+                driver.extend('v1', size)
+
+        for turn in range(1, 200):
+            sizes = [SIZE * (2 * turn + more) for more in (0, 1)]
+            with futures.ThreadPoolExecutor(2) as pool:
+                list(pool.map(extend, sizes))
+            self.assertEqual(max(sizes), driver.show('v1').size)
+
+    def test_no_umask_opens_it_to_others(self):
+        (self.root / 'here').mkdir(mode=0o755)
+        self.addCleanup(os.umask, os.umask(0))
+        driver = file.FileDriver(self.root / 'here')
+        self.clone(driver, self.make_base(driver), 'v1')
+        for path in (self.root / 'here').rglob('*'):
+            self.assertEqual(0, path.stat().st_mode & 0o077, path)
+
+    def test_a_sweep_stays_in_the_directory(self):
+        file.FileDriver(self.root / 'here')
+        (self.root / 'precious').mkdir()
+        (self.root / 'precious/file').touch()
+        (self.root / 'here/cow-partial').rmdir()
+        (self.root / 'here/cow-partial').symlink_to(self.root / 'precious')
+        error: Any = self.assertRaises(
+            exception.RequestError, file.FileDriver, self.root / 'here'
+        )
+        self.assertIs(Reason.LAYOUT_UNKNOWN, error.reason)
+        self.assertEqual(['file'], os.listdir(self.root / 'precious'))
+
+    def test_empty_directories_that_got_lost_are_made_again(self):
+        file.FileDriver(self.root)
+        (self.root / 'cow-partial').rmdir()
+        (self.root / 'cow-bases').rmdir()
+        driver = file.FileDriver(self.root)
+        self.clone(driver, self.make_base(driver), 'v1')
+
+    def test_damaged_facts_are_a_change_and_hide_no_others(self):
+        driver = file.FileDriver(self.root)
+        made = self.make_base(driver)
+        facts = self.root / 'cow-bases' / made.name / 'facts.json'
+        intact = json.loads(facts.read_text())
+        for path, value in DAMAGE:
+            record = copy.deepcopy(intact)
+            place = record
+            for name in path[:-1]:
+                place = place[name]
+            place[path[-1]] = value
+            facts.write_text(json.dumps(record))
+            (found,) = driver.list_bases()
+            image = images.ImageInfo(id='image-1', name='', disk_format='raw')
+            verdict = driver.cloneable(image.at(found.location))
+            self.assertIn('base_changed', str(verdict.refusal), path)
         driver.retire_base(made.name)
         self.assertEqual([], os.listdir(self.root / 'cow-bases'))
 

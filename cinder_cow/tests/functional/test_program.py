@@ -133,6 +133,49 @@ class TestCommands(program.ProgramTestCase):
             storage.same(content, self.exported('v1')[: len(content)])
         )
 
+    def test_a_change_is_noticed_though_mtime_is_put_back(self):
+        image = self.image()
+        self.cow('volume', 'create', 'v1', '--image', image)
+        was = image.stat()
+        with image.open('r+b') as file:
+            file.write(b'changed')
+        os.utime(image, ns=(was.st_atime_ns, was.st_mtime_ns))
+        made = self.cow('volume', 'create', 'v2', '--image', image)
+        self.assertTrue(made['base_made'])
+        self.assertTrue(self.exported('v2').startswith(b'changed'))
+
+    def test_standard_files_that_are_closed(self):
+        image = self.qcow2(self.image())
+        for number in range(3):
+            command = f'exec "$0" "$@" {number}>&-'
+            done = subprocess.run(
+                ['bash', '-c', command, program.PROGRAM, 'volume', 'create',
+                 f'v{number}', '--image', image],
+                capture_output=True,
+                env=self.environment,
+            )  # fmt: skip
+            self.assertEqual((0, b''), (done.returncode, done.stderr))
+        self.assertEqual(3, len(self.cow('volume', 'list')))
+
+    def test_a_hostile_path_is_shown_safely(self):
+        image = self.image('esc\x1b[31m\a\u202e.raw')
+        self.cow('volume', 'create', 'v1', '--image', image)
+        (base,) = self.cow('base', 'list')
+        for kind in ('table', 'value', 'shell'):
+            _status, output, _errors = self.finish(
+                self.start('base', 'show', base['name'], '-f', kind)
+            )
+            for line in output.splitlines():
+                self.assertTrue(line.isprintable(), line)
+
+    def test_no_export_becomes_a_volume(self):
+        self.cow('volume', 'create', 'v1', '--image', self.image())
+        self.refused(
+            Reason.EXPORT_FAILED,
+            'volume', 'export', 'v1', self.volumes / 'v2.raw',
+        )  # fmt: skip
+        self.assertEqual(1, len(self.cow('volume', 'list')))
+
     def test_export_never_overwrites(self):
         self.cow('volume', 'create', 'v1', '--image', self.image())
         taken = self.top / 'taken'
