@@ -2,7 +2,6 @@
 """What drivers share: names, size checks, and how handles are left."""
 
 import abc
-from collections.abc import Callable
 import re
 from types import TracebackType
 from typing import Self
@@ -77,48 +76,46 @@ def own_base(location: image_location.Location, backend: str) -> str:
     )
 
 
-class SinkMixin(abc.ABC):
-    """A sink that is aborted where its ``with`` block is left unfinished."""
+class _Handle(abc.ABC):
+    """What is let go of where its ``with`` block is left."""
+
+    @abc.abstractmethod
+    def _let_go(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go; an error in it becomes a note where it would hide one."""
+        try:
+            self._let_go()
+        except Exception as second:
+            if error is None:
+                raise
+            LOG.exception('Closing failed after another error')
+            error.add_note(str(second))
+
+
+class SinkMixin(_Handle):
+    """A sink that is aborted where it was not finished."""
 
     @abc.abstractmethod
     def abort(self) -> None: ...
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _leave(self.abort, error)
+    def _let_go(self) -> None:
+        self.abort()
 
 
-class ReaderMixin(abc.ABC):
-    """A reader that is closed where its ``with`` block is left."""
+class ReaderMixin(_Handle):
+    """A reader that is closed."""
 
     @abc.abstractmethod
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _leave(self.close, error)
-
-
-def _leave(close: Callable[[], None], error: BaseException | None) -> None:
-    """Close; an error in it becomes a note where it would hide the first."""
-    try:
-        close()
-    except Exception as second:
-        if error is None:
-            raise
-        LOG.exception('Closing failed after another error')
-        error.add_note(str(second))
+    def _let_go(self) -> None:
+        self.close()

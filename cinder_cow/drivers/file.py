@@ -114,7 +114,7 @@ class FileDriver:
         return file_sinks.VolumeSink(self.backend, partial, size, publish)
 
     def read(self, source: str | image_location.Location) -> base.Reader:
-        with self._translated(), _qemu_translated(self.backend):
+        with self._translated(), overlay.translated(self.backend):
             if not isinstance(source, str):
                 image = self._bases.check(source).image
                 return file_reader.RawReader(image, self.backend)
@@ -154,14 +154,14 @@ class FileDriver:
         path = self._path(volume_name)
         with (
             self._translated(),
-            _qemu_translated(self.backend),
+            overlay.translated(self.backend),
             path.open('r+b') as file,
         ):
             # Two at once: the one that comes second must see the first's.
             if not file_layout.wait_lock(
                 file.fileno(), fcntl.LOCK_EX, _EXTEND_SECONDS
             ):
-                raise _busy('the volume', _EXTEND_SECONDS)
+                raise file_reader.in_use(_EXTEND_SECONDS)
             volume = self.show(volume_name)
             if size < volume.size:
                 raise exception.RequestError.because(
@@ -238,7 +238,7 @@ class FileDriver:
         size: int,
     ) -> pathlib.Path:
         """Make the clone's file, durable, in the partial."""
-        with self._translated(), _qemu_translated(self.backend):
+        with self._translated(), overlay.translated(self.backend):
             raw = partial.path / 'image.raw'
             raw.touch(mode=0o600, exist_ok=False)
             with raw.open('r+b') as file:
@@ -390,29 +390,3 @@ class FileDriver:
         return exception.RequestError.because(
             refusal.Reason.VOLUME_EXISTS, volume=volume_name, state=state
         )
-
-
-@contextlib.contextmanager
-def _qemu_translated(backend: str) -> Iterator[None]:
-    """Turn a failure of qemu-img on our own files into ours."""
-    try:
-        yield
-    except qemu_img.QemuImgError as error:
-        if error.in_use:
-            raise _busy('the volume', 0) from error
-        raise exception.BackendError.because(
-            refusal.Reason.NO_SPACE
-            if error.no_space
-            else refusal.Reason.BACKEND_ERROR,
-            backend=backend,
-            problem=error.problem,
-        ) from error
-
-
-def _busy(what: str, seconds: float) -> exception.BackendError:
-    return exception.BackendError.because(
-        refusal.Reason.BUSY,
-        what=what,
-        owner='a process that writes to it',
-        seconds=seconds,
-    )

@@ -102,12 +102,24 @@ class Layout:
     """
 
     def __init__(self, root: pathlib.Path, backend: str) -> None:
+        self._check_encoding(root)
         self.root = root
         self.backend = backend
         self.bases = root / 'cow-bases'
         self.partial = root / 'cow-partial'
         with translated(backend):
             self._prepare()
+
+    def _check_encoding(self, root: pathlib.Path) -> None:
+        try:
+            os.fsencode(root).decode()
+        except UnicodeDecodeError:
+            # QEMU takes names in JSON, which has nothing else.
+            raise exception.RequestError.because(
+                refusal.Reason.BACKEND_UNKNOWN,
+                problem=f"the path of directory '{root}' is not UTF-8",
+                remedy='Choose another directory.',
+            ) from None
 
     def _prepare(self) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)

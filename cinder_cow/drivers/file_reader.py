@@ -50,12 +50,20 @@ def check_unchanged(file: io.FileIO, was: os.stat_result) -> None:
         was.st_mtime_ns,
         was.st_ctime_ns,
     ):
-        raise exception.BackendError.because(
-            refusal.Reason.BUSY,
-            what='the volume',
-            owner='a process that writes to it',
-            seconds=0,
-        )
+        raise in_use()
+
+
+def in_use(seconds: float = 0) -> exception.BackendError:
+    """Make the error that somebody else is at a volume.
+
+    :param seconds: how long was waited
+    """
+    return exception.BackendError.because(
+        refusal.Reason.BUSY,
+        what='the volume',
+        owner='a process that writes to it',
+        seconds=seconds,
+    )
 
 
 def read_exactly(file: io.FileIO, length: int, offset: int) -> bytes:

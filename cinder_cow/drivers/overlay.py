@@ -3,15 +3,36 @@
 
 import bisect
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import pathlib
 
+from cinder_cow import exception
 from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
 from cinder_cow.drivers import file_reader
+from cinder_cow.refusal import Reason
+
+
+@contextlib.contextmanager
+def translated(backend: str) -> Iterator[None]:
+    """Turn a failure of qemu-img on our own files into ours.
+
+    :raises BackendError: BUSY, NO_SPACE, BACKEND_ERROR
+    """
+    try:
+        yield
+    except qemu_img.QemuImgError as error:
+        if error.in_use:
+            raise file_reader.in_use() from error
+        raise exception.BackendError.because(
+            Reason.NO_SPACE if error.no_space else Reason.BACKEND_ERROR,
+            backend=backend,
+            problem=error.problem,
+        ) from error
 
 
 class OverlayReader(common.ReaderMixin):

@@ -345,6 +345,19 @@ class TestFileDriver(test_base.BaseTestCase):
         driver.retire_base(made.name)
         self.assertEqual([], os.listdir(self.root / 'cow-bases'))
 
+    def test_a_directory_that_qemu_cannot_be_told(self):
+        for name, good in (('\u00fc', True), ('\udcff', False)):
+            root = self.root / name
+            if good:
+                driver = file.FileDriver(root)
+                self.clone(driver, self.make_base(driver), 'v1')
+                continue
+            error: Any = self.assertRaises(
+                exception.RequestError, file.FileDriver, root
+            )
+            self.assertIn('UTF-8', str(error))
+            self.assertFalse(root.exists())
+
     def test_a_file_system_without_direct_writes_or_reflinks(self):
         top = pathlib.Path(tempfile.mkdtemp(dir='/dev/shm'))
         self.addCleanup(shutil.rmtree, top)
