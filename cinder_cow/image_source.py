@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Protocol, runtime_checkable, Self
 
 from cinder_cow import exception
+from cinder_cow import file_state
 from cinder_cow import formats
 from cinder_cow import image_info as images
 from cinder_cow import qemu_img
@@ -130,13 +131,7 @@ class FileSource:
             yield from sparse.file_pieces(self._descriptor, self.size)
 
     def check_unchanged(self) -> None:
-        found, was = os.fstat(self._descriptor), self._status
-        # Whoever writes to it may set mtime back, but not ctime.
-        if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (
-            was.st_size,
-            was.st_mtime_ns,
-            was.st_ctime_ns,
-        ):
+        if file_state.has_changed(self._descriptor, self._status):
             raise self._error(refusal.Reason.IMAGE_CHANGED)
 
     def qemu_source(self) -> qemu_img.QemuNode:

@@ -8,7 +8,6 @@ order to try, each with all its refusals, and each refusal with its remedy.
 from collections.abc import Iterator
 import dataclasses
 import enum
-import shutil
 
 from oslo_utils import units
 
@@ -19,6 +18,7 @@ from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import image_source
 from cinder_cow import opts
+from cinder_cow import qemu_img
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
@@ -76,10 +76,6 @@ class Plan:
     content_size: int
     size: int
     candidates: tuple[Candidate, ...]
-
-    @property
-    def possible(self) -> tuple[Candidate, ...]:
-        return tuple(c for c in self.candidates if c.possible)
 
 
 def make(
@@ -217,10 +213,8 @@ class _Planner:
     def _tool_refusals(self) -> Iterator[Refusal]:
         if self._image.disk_format not in formats.CONVERTED:
             return
-        if shutil.which('qemu-img') is None:
-            yield refuse(
-                Reason.TOOL_MISSING, tool='qemu-img', package='qemu-utils'
-            )
+        if missing := qemu_img.missing_tool():
+            yield missing
 
 
 def _refusal_of(

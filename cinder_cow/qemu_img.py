@@ -38,6 +38,24 @@ _UNREADABLE = ('error while reading', 'Could not open')
 _MAX_OUTPUT = units.Mi
 
 
+# What is run, and the Debian packages that have it.
+_TOOLS = {
+    'qemu-img': 'qemu-utils',
+    'setpriv': 'util-linux',
+    'prlimit': 'util-linux',
+}
+
+
+def missing_tool() -> refusal.Refusal | None:
+    """Tell what must be installed before qemu-img can be run, if anything."""
+    for tool, package in _TOOLS.items():
+        if shutil.which(tool) is None:
+            return refusal.refuse(
+                refusal.Reason.TOOL_MISSING, tool=tool, package=package
+            )
+    return None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class QemuNode:
     """A block node for QEMU, in the terms of its ``blockdev-add``.
@@ -130,13 +148,11 @@ class Check:
     """What ``qemu-img check`` found.
 
     :param damaged: it found corruption, or could not check all
-    :param leaks: clusters counted as used that nothing uses
     :param end: offset behind the last cluster in use, bytes
     :param used: part of the disk that has data, 0.0 to 1.0
     """
 
     damaged: bool
-    leaks: int
     end: int
     used: float
 
@@ -153,7 +169,6 @@ def check(disk: Disk, limits: Limits) -> Check:
     report = _json(output)
     return Check(
         damaged=bool(report.get('corruptions') or report['check-errors']),
-        leaks=report.get('leaks', 0),
         end=report.get('image-end-offset', 0),
         used=report.get('allocated-clusters', 0)
         / (report.get('total-clusters') or 1),
@@ -254,7 +269,8 @@ def _running(
     good: Sequence[int] = (0,),
 ) -> Iterator[IO[bytes]]:
     """Give the output of qemu-img; when the block is left, it has ended."""
-    _need('qemu-img', 'qemu-utils')
+    if missing := missing_tool():
+        raise exception.BackendError(missing)
     descriptors = [fd for disk in disks for fd in disk.node.descriptors]
     environment = {'PATH': os.environ.get('PATH', os.defpath), 'LC_ALL': 'C'}
     with subprocess.Popen(
@@ -311,21 +327,12 @@ class _Errors(threading.Thread):
 
 
 def _prefix(limits: Limits) -> list[str]:
-    _need('setpriv', 'util-linux')
-    _need('prlimit', 'util-linux')
     prefix = ['setpriv', '--pdeathsig', 'KILL', '--']
     prefix += ['prlimit', f'--as={limits.memory}', '--core=0']
     prefix.append(f'--cpu={limits.cpu_seconds}')
     if limits.file_size is not None:
         prefix.append(f'--fsize={limits.file_size}')
     return [*prefix, '--']
-
-
-def _need(tool: str, package: str) -> None:
-    if shutil.which(tool) is None:
-        raise exception.BackendError.because(
-            refusal.Reason.TOOL_MISSING, tool=tool, package=package
-        )
 
 
 def _error(status: int, said: str, timed_out: bool) -> QemuImgError:

@@ -171,14 +171,25 @@ def stream_rows(top: pathlib.Path, runs: int) -> Iterator[str]:
 
 
 def qemu_convert(top: pathlib.Path, path: pathlib.Path) -> float:
+    """Write into a file that is there, as a stream does."""
     target = top / 'qemu.raw'
     with target.open('wb') as made:
         made.truncate(path.stat().st_size)
+    return timed_convert(path, target, '-n', '-W', '-f', 'raw')
+
+
+def full_copy(top: pathlib.Path, path: pathlib.Path) -> float:
+    return timed_convert(path, top / 'copy.raw', '-f', 'qcow2')
+
+
+def timed_convert(
+    path: pathlib.Path, target: pathlib.Path, *options: str
+) -> float:
     os.sync()
     begun = time.perf_counter()
     subprocess.run(
-        ['qemu-img', 'convert', '-n', '-W', '-t', 'none', '-f', 'raw',
-         '-O', 'raw', path, target],
+        ['qemu-img', 'convert', '-t', 'none', '-O', 'raw', *options, path,
+         target],
         check=True,
     )  # fmt: skip
     with target.open('rb') as made:
@@ -276,22 +287,6 @@ def qcow2_rows(top: pathlib.Path, runs: int) -> Iterator[str]:
     yield compared('first volume of a 2 GiB qcow2 [s]', first, copies)
     yield compared('every further volume of it [s]', later, copies)
     yield '    bare: a full copy (qemu-img convert -O raw -t none, fsync)'
-
-
-def full_copy(top: pathlib.Path, path: pathlib.Path) -> float:
-    target = top / 'copy.raw'
-    os.sync()
-    begun = time.perf_counter()
-    subprocess.run(
-        ['qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', '-t', 'none',
-         path, target],
-        check=True,
-    )  # fmt: skip
-    with target.open('rb') as made:
-        os.fsync(made.fileno())
-    seconds = time.perf_counter() - begun
-    target.unlink()
-    return seconds
 
 
 def clone_rows(kind: str, mount: pathlib.Path, runs: int) -> Iterator[str]:

@@ -14,7 +14,6 @@ import functools
 import itertools
 import os
 import pathlib
-import shutil
 import tempfile
 from typing import ClassVar, Self
 
@@ -188,7 +187,7 @@ class FileDriver:
             names = {
                 pathlib.Path(name).stem
                 for name in os.listdir(self._layout.root)
-                if name.endswith(('.raw', '.qcow2'))
+                if pathlib.Path(name).suffix[1:] in _FORMATS
             }
         for name in sorted(names):
             try:
@@ -213,10 +212,9 @@ class FileDriver:
         self, image_info: images.ImageInfo, volume_name: str
     ) -> base.VolumeInfo:
         (location,) = image_info.locations
-        name = self._bases.check(location).published.name
-        with self._bases.held(name, fcntl.LOCK_SH) as (_found, descriptor):
-            # Again, now that it is held: it may have gone meanwhile.
-            parent = self._bases.check(location)
+        name = common.own_base(location, self.backend)
+        with self._bases.held(name, fcntl.LOCK_SH) as (found, descriptor):
+            parent = self._bases.sound(name, found)
             content_size = parent.published.facts.content_size
             size = common.clone_size(
                 self.request, content_size, image_info.label
@@ -313,7 +311,8 @@ class FileDriver:
 
         :raises BackendError: TOOL_MISSING
         """
-        if shutil.which('qemu-img'):
+        missing = qemu_img.missing_tool()
+        if missing is None:
             return
         with (
             self._translated(),
@@ -321,11 +320,7 @@ class FileDriver:
             tempfile.TemporaryFile(dir=self._layout.root) as other,
         ):
             if not file_sinks.share_blocks(one.fileno(), other.fileno()):
-                raise exception.BackendError.because(
-                    refusal.Reason.TOOL_MISSING,
-                    tool='qemu-img',
-                    package='qemu-utils',
-                )
+                raise exception.BackendError(missing)
 
     def _begin(self, volume_name: str) -> file_layout.Partial:
         """Hold a name that is free."""

@@ -95,7 +95,13 @@ class BaseStore:
         :raises BackendError: NOT_IN_BACKEND, BASE_NOT_FOUND, BASE_CHANGED
         """
         name = common.own_base(location, self._backend)
-        found = self.find(name)
+        return self.sound(name, self.find(name))
+
+    def sound(self, name: str, found: StoredBase | None) -> StoredBase:
+        """Return what was found, if it is there and as it was published.
+
+        :raises BackendError: BASE_NOT_FOUND, BASE_CHANGED
+        """
         if found is None:
             raise exception.BackendError.because(
                 refusal.Reason.BASE_NOT_FOUND,

@@ -7,6 +7,7 @@ import os
 import pathlib
 
 from cinder_cow import exception
+from cinder_cow import file_state
 from cinder_cow import refusal
 from cinder_cow import sparse
 from cinder_cow.drivers import common
@@ -44,12 +45,7 @@ def check_unchanged(file: io.FileIO, was: os.stat_result) -> None:
 
     :raises BackendError: BUSY
     """
-    found = os.fstat(file.fileno())
-    if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (
-        was.st_size,
-        was.st_mtime_ns,
-        was.st_ctime_ns,
-    ):
+    if file_state.has_changed(file.fileno(), was):
         raise in_use()
 
 
