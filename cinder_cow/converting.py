@@ -2,13 +2,11 @@
 """Convert an image that is not raw, straight into the sink where it can be.
 
 qemu-img runs under limits and is told the format, which was inspected
-before. It reads a file that was cut short as if zeros followed; that is
-looked for first.
+before; what was cut short is looked for first.
 """
 
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import errno
 import os
 import tempfile
@@ -20,16 +18,13 @@ from cinder_cow import formats
 from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_source
+from cinder_cow import intact
 from cinder_cow import opts
-from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow import streaming
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
-
-# Of metadata alone; that of 16 TiB in clusters of 64 KiB is read in less.
-_CHECK_CPU_SECONDS = 120
 
 
 def convert(
@@ -55,7 +50,7 @@ def convert(
     with _translated(image, settings), _local(source, settings) as node:
         digest = _hash(image, source)
         disk = qemu_img.Disk(node, image.disk_format)
-        copied = int(_check_intact(image, disk, limits) * size)
+        copied = int(intact.check(image, disk, limits) * size)
         with _target(sink, size, settings) as target:
             qemu_img.convert(
                 disk,
@@ -110,60 +105,6 @@ def _target(
         yield qemu_img.Disk(node, 'raw')
         for piece in sparse.file_pieces(scratch.fileno(), size):
             sparse.put(sink, piece)
-
-
-def _check_intact(
-    image: images.ImageInfo, disk: qemu_img.Disk, limits: qemu_img.Limits
-) -> float:
-    """Make sure that all the image refers to is there.
-
-    A cut that takes a cluster shows as damage; one that takes less is looked
-    for in the tables and in the last data.
-
-    :returns: the part of the disk that has data
-    :raises ImageError: IMAGE_CORRUPT
-    """
-    # A hostile image may make checking last; converting may last rightly.
-    limits = dataclasses.replace(
-        limits,
-        cpu_seconds=min(limits.cpu_seconds, _CHECK_CPU_SECONDS),
-        file_size=None,
-    )
-    descriptor = disk.node.descriptors[0]
-    size = os.fstat(descriptor).st_size
-    try:
-        check = qemu_img.check(disk, limits)
-        cut = (
-            not check.damaged
-            and size < check.end
-            and size < max(qcow2.used_end(descriptor), _data_end(disk, limits))
-        )
-    except qemu_img.QemuImgError as error:
-        if error.in_use or error.limited:
-            raise
-        # It reads nothing but the image: the image is at fault.
-        problem = error.problem
-    else:
-        if not check.damaged and not cut:
-            return check.used
-        problem = 'qemu-img check finds it corrupt'
-        if cut:
-            problem = f'it ends at byte {size} of {check.end}'
-    raise exception.ImageError.because(
-        Reason.IMAGE_CORRUPT, image=image.label, problem=problem
-    )
-
-
-def _data_end(disk: qemu_img.Disk, limits: qemu_img.Limits) -> int:
-    """Return where the last data that are not compressed must end."""
-    return max(
-        (
-            run['offset'] + run['length']
-            for run in qemu_img.mapping(disk, limits)
-            if run['data'] and 'offset' in run
-        ),
-        default=0,
-    )
 
 
 @contextlib.contextmanager
