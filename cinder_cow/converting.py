@@ -39,7 +39,8 @@ def convert(
     :raises ImageError: IMAGE_CORRUPT, HASH_MISMATCH and its like
     :raises BackendError: NO_SPACE, CONVERSION_FAILED, TOOL_MISSING
     """
-    inspection = streaming.check_head(image, source.head(formats.HEAD))
+    inspection = formats.inspect_source(source, image.disk_format)
+    formats.require_claim(image, inspection)
     size = inspection.virtual_size or 0
     limits = qemu_img.Limits(
         memory=settings.qemu_img_memory,

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import logging
 import re
+from typing import Protocol
 
 from oslo_utils import units
 from oslo_utils.imageutils import format_inspector
@@ -23,6 +24,8 @@ from cinder_cow.refusal import refuse
 # The inspectors need the first 1 MiB (a VMDK descriptor) and decide on less;
 # from two chunks on nothing more can match.
 HEAD = 2 * units.Mi
+# The footers of a VHD (512 bytes) and of a streamOptimized VMDK.
+TAIL = 1536
 
 SECTOR = 512
 _STEP = 64 * units.Ki
@@ -110,10 +113,31 @@ class Inspection:
         return '+'.join(sorted(self.content))
 
 
-def inspect(head: bytes) -> Inspection:
-    """Tell what the first bytes of an image show.
+class Ends(Protocol):
+    """What can show its first and its last bytes."""
+
+    def head(self, length: int) -> bytes: ...
+
+    def tail(self, length: int) -> bytes: ...
+
+
+def inspect_source(source: Ends, claimed: str | None) -> Inspection:
+    """Tell what an image is, by its first bytes and, if need be, its last.
+
+    :param claimed: the format it is said to have; None: nothing is said
+    """
+    head = source.head(HEAD)
+    if claimed in AS_THEY_ARE:
+        return inspect(head)
+    return inspect(head, source.tail(TAIL))
+
+
+def inspect(head: bytes, tail: bytes = b'') -> Inspection:
+    """Tell what the first and the last bytes of an image show.
 
     :param head: the first ``HEAD`` bytes, or all of a smaller image
+    :param tail: the last ``TAIL`` bytes, or all of a smaller image; empty
+        where they cannot be had, or are of no interest
     """
     # In steps, and only until all inspectors know: 2 MiB at once cost them
     # 2.5 ms, this 0.2 ms.
@@ -190,6 +214,15 @@ def check_claim(
     if inspection.virtual_size == 0:
         return refuse(Reason.EMPTY_IMAGE, image=label)
     return None
+
+
+def require_claim(image: images.ImageInfo, inspection: Inspection) -> None:
+    """Make sure that an image is what it claims, and safe.
+
+    :raises ImageError: what ``check_claim`` finds
+    """
+    if refusal := check_claim(image, inspection):
+        raise exception.ImageError(refusal)
 
 
 def check_unclaimed(

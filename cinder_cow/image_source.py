@@ -41,6 +41,12 @@ class ImageSource(Protocol):
         :raises ImageError: it cannot be read
         """
 
+    def tail(self, length: int) -> bytes:
+        """Read the last bytes; fewer when there are no more, or no way.
+
+        :raises ImageError: it cannot be read
+        """
+
     def pieces(self) -> Iterator[bytes | int]:
         """Read all of it, in order: data, or the length of a hole.
 
@@ -126,6 +132,11 @@ class FileSource:
         with self._translated():
             return os.pread(self._descriptor, length, 0)
 
+    def tail(self, length: int) -> bytes:
+        with self._translated():
+            start = max(0, self.size - length)
+            return os.pread(self._descriptor, self.size - start, start)
+
     def pieces(self) -> Iterator[bytes | int]:
         with self._translated():
             yield from sparse.file_pieces(self._descriptor, self.size)
@@ -179,9 +190,9 @@ def file_image(source: FileSource, claimed: str | None) -> images.ImageInfo:
     :raises ImageError: NOT_AN_IMAGE, FORMAT_MISMATCH, where nothing is
         claimed and the content alone does not say that it is a disk
     """
-    head = source.head(formats.HEAD)
-    inspection = formats.inspect(head)
+    inspection = formats.inspect_source(source, claimed)
     if claimed is None:
+        head = source.head(formats.SECTOR)
         formats.check_unclaimed(source.label, source.size, head, inspection)
         claimed = inspection.claim or str(inspection)
     return images.ImageInfo(

@@ -104,7 +104,7 @@ class _Planner:
         self._image = image
         self._driver = driver
         self._settings = settings
-        self._inspection = formats.inspect(source.head(formats.HEAD))
+        self._inspection = formats.inspect_source(source, image.disk_format)
         self._content_size = (
             source.size
             if self._inspection.virtual_size is None

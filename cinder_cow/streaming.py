@@ -72,7 +72,7 @@ def _promised_otherwise(
     )
 
 
-def check_head(image: images.ImageInfo, head: bytes) -> formats.Inspection:
+def check_head(image: images.ImageInfo, head: bytes) -> None:
     """Compare the first bytes of an image with what it claims to be.
 
     :raises ImageError: EMPTY_IMAGE, FORMAT_MISMATCH and its like
@@ -81,10 +81,7 @@ def check_head(image: images.ImageInfo, head: bytes) -> formats.Inspection:
         raise exception.ImageError.because(
             Reason.EMPTY_IMAGE, image=image.label
         )
-    inspection = formats.inspect(head)
-    if refusal := formats.check_claim(image, inspection):
-        raise exception.ImageError(refusal)
-    return inspection
+    formats.require_claim(image, formats.inspect(head))
 
 
 def _inspected(

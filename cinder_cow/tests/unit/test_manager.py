@@ -34,6 +34,9 @@ class Source:
     def head(self, length):
         return self.content[:length]
 
+    def tail(self, length):
+        return self.content[-length:]
+
     def pieces(self):
         yield self.content
 

@@ -4,6 +4,7 @@
 import hashlib
 import random
 import struct
+import sys
 import threading
 import time
 from typing import Any
@@ -96,6 +97,9 @@ class Source:
             for piece in self._pieces
         )
         return b''.join(whole)[:length]
+
+    def tail(self, length):
+        return self.head(sys.maxsize)[-length:]
 
     def check_unchanged(self):
         pass
@@ -491,9 +495,7 @@ class TestCheckHead(test_base.BaseTestCase):
     def test_answers(self, claimed, head, expected):
         found = None
         try:
-            inspection = streaming.check_head(image(claimed), head)
+            streaming.check_head(image(claimed), head)
         except exception.ImageError as error:
             found = error.reason
-        else:
-            self.assertEqual(claimed, inspection.claim)
         self.assertEqual(expected, found)
