@@ -2,9 +2,12 @@
 """What the bytes of an image are, and whether they are what is claimed.
 
 The inspectors are oslo.utils'; the comparison is ours, because their
-``expected_format`` does not catch a qcow2 that claims to be raw.
+``expected_format`` does not catch a qcow2 that claims to be raw. Of all
+formats but qcow2 the header is read by us: theirs take the original size of
+a VHD for its size, for instance, and look for no parents.
 """
 
+from collections.abc import Callable
 import dataclasses
 import io
 import logging
@@ -14,9 +17,14 @@ from typing import Protocol
 from oslo_utils import units
 from oslo_utils.imageutils import format_inspector
 
+from cinder_cow import disk_tables
 from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow import qcow2
+from cinder_cow import vdi
+from cinder_cow import vhd
+from cinder_cow import vhdx
+from cinder_cow import vmdk
 from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 from cinder_cow.refusal import refuse
@@ -25,7 +33,7 @@ from cinder_cow.refusal import refuse
 # from two chunks on nothing more can match.
 HEAD = 2 * units.Mi
 # The footers of a VHD (512 bytes) and of a streamOptimized VMDK.
-TAIL = 1536
+TAIL = vmdk.TAIL
 
 SECTOR = 512
 _STEP = 64 * units.Ki
@@ -42,21 +50,36 @@ AS_THEY_ARE: dict[str, tuple[frozenset[str], ...]] = {
     'iso': (frozenset({'iso'}), frozenset({'iso', 'gpt'})),
     'luks': (frozenset({'luks'}),),
 }
-# Claims whose bytes qemu-img converts.
+# Claims whose bytes qemu-img converts, by the names that Glance has.
 CONVERTED: dict[str, tuple[frozenset[str], ...]] = {
-    'qcow2': (frozenset({'qcow2'}),),
+    name: (frozenset({name}),)
+    for name in ('qcow2', 'vmdk', 'vhd', 'vhdx', 'vdi')
 }
 _TAKEN = AS_THEY_ARE | CONVERTED
+# How the size of their disks is read, but for that of qcow2.
+_SIZES: dict[str, Callable[[bytes, bytes], int]] = {
+    'vmdk': vmdk.read,
+    'vhd': vhd.read,
+    'vhdx': vhdx.read,
+    'vdi': vdi.read,
+}
+_SHOWN_BY_HEAD = frozenset({'qcow2', 'vdi', 'vhdx'})
+# What a fixed VHD looks like in front: its disk begins there.
+_RAW_LIKE = frozenset({'raw', 'gpt', 'iso', 'luks'})
 
 # Their VMDK inspector fails on text that is no descriptor (AttributeError),
-# and the format is not taken anyway.
+# and takes a disk with a parent.
 _INSPECTED = [name for name in format_inspector.ALL_FORMATS if name != 'vmdk']
 
 # As QEMU's own probes have it (block/*.c), which need fewer bytes.
 _MAGIC = {
+    # Version 1: another format, by another driver.
+    'qcow': re.compile(rb'QFI\xfb\0\0\0\x01'),
     'qcow2': re.compile(rb'QFI\xfb'),
+    # An extent of ESX; it has no descriptor.
+    'cowd': re.compile(rb'COWD'),
     'vmdk': re.compile(
-        rb'KDMV|COWD|(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n'
+        rb'KDMV|(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n'
         rb'|# Disk DescriptorFile',
         re.IGNORECASE,
     ),
@@ -66,6 +89,8 @@ _MAGIC = {
     'qed': re.compile(rb'QED\0'),
     'luks': re.compile(rb'LUKS\xba\xbe'),
     'parallels': re.compile(rb'WithoutFreeSpace|WithouFreSpacExt'),
+    'bochs': re.compile(rb'Bochs Virtual HD Image'),
+    'cloop': re.compile(rb'#!/bin/sh\n#V2\.0 Format\n'),
 }
 
 _UNSAFE = {
@@ -95,16 +120,18 @@ class Inspection:
     :param virtual_size: bytes of the disk, by the header; None for formats
         whose bytes are the disk
     :param unsafe: why it must not be parsed further
+    :param problem: what is wrong with it, where the reason needs it
     """
 
     content: frozenset[str]
     virtual_size: int | None = None
     unsafe: tuple[Reason, ...] = ()
+    problem: str = ''
 
     @property
     def claim(self) -> str | None:
         """The claim that is right for this content; None if none is."""
-        for claim in ('raw', 'iso', 'qcow2', 'luks'):
+        for claim in ('raw', 'iso', 'luks', *CONVERTED):
             if self.content in _TAKEN[claim]:
                 return 'iso' if 'iso' in self.content else claim
         return None
@@ -115,6 +142,9 @@ class Inspection:
 
 class Ends(Protocol):
     """What can show its first and its last bytes."""
+
+    @property
+    def size(self) -> int: ...
 
     def head(self, length: int) -> bytes: ...
 
@@ -129,20 +159,32 @@ def inspect_source(source: Ends, claimed: str | None) -> Inspection:
     head = source.head(HEAD)
     if claimed in AS_THEY_ARE:
         return inspect(head)
-    return inspect(head, source.tail(TAIL))
+    needed = vhdx.head_needed(head)
+    if needed > len(head) == HEAD:
+        head = source.head(needed)
+    if _by_magic(head) in _SHOWN_BY_HEAD:
+        # Of an image on a server the end is one more request.
+        return inspect(head)
+    tail = source.tail(TAIL)
+    found = inspect(head, tail)
+    if claimed == 'vhd' and not tail and found.content <= _RAW_LIKE:
+        # Whether it is a fixed one, its tail will tell when it is here.
+        return Inspection(frozenset({'vhd'}), max(0, source.size - vhd.FOOTER))
+    return found
 
 
 def inspect(head: bytes, tail: bytes = b'') -> Inspection:
     """Tell what the first and the last bytes of an image show.
 
-    :param head: the first ``HEAD`` bytes, or all of a smaller image
+    :param head: the first ``HEAD`` bytes, or all of a smaller image; of a
+        VHDX, as many as ``vhdx.head_needed`` tells
     :param tail: the last ``TAIL`` bytes, or all of a smaller image; empty
         where they cannot be had, or are of no interest
     """
     # In steps, and only until all inspectors know: 2 MiB at once cost them
     # 2.5 ms, this 0.2 ms.
     wrapper = format_inspector.InspectWrapper(
-        io.BytesIO(head), allowed_formats=_INSPECTED
+        io.BytesIO(head[:HEAD]), allowed_formats=_INSPECTED
     )
     while wrapper.read(_STEP) and wrapper.formats is None:
         pass
@@ -150,15 +192,36 @@ def inspect(head: bytes, tail: bytes = b'') -> Inspection:
     found = wrapper.formats or []
     content = frozenset(str(inspector) for inspector in found)
     magic = _by_magic(head)
+    if magic == 'qcow':
+        content -= {'qcow2'}
     if magic and magic not in content:
-        return Inspection(content - {'raw'} | {magic})
-    if content != {'qcow2'}:
-        return Inspection(content)
-    (inspector,) = found
+        content = content - {'raw'} | {magic}
+    elif content == {'qcow2'}:
+        return _inspect_qcow2(found[0], head)
+    if content <= _RAW_LIKE and vhd.has_footer(tail):
+        content = frozenset({'vhd'})
+    return _sized(content, head, tail)
+
+
+def _inspect_qcow2(
+    inspector: format_inspector.FileInspector, head: bytes
+) -> Inspection:
     unsafe = _unsafe(inspector)
     if qcow2.is_encrypted(head):
         unsafe += (Reason.ENCRYPTED,)
-    return Inspection(content, inspector.virtual_size, unsafe)
+    return Inspection(frozenset({'qcow2'}), inspector.virtual_size, unsafe)
+
+
+def _sized(content: frozenset[str], head: bytes, tail: bytes) -> Inspection:
+    for name, size_of in _SIZES.items():
+        if content == {name}:
+            try:
+                return Inspection(content, size_of(head, tail))
+            except disk_tables.FormatError as error:
+                return Inspection(
+                    content, None, (error.reason,), error.problem
+                )
+    return Inspection(content)
 
 
 def _by_magic(head: bytes) -> str | None:
@@ -197,6 +260,14 @@ def check_claim(
             image=label,
             format=str(inspection) if right is None else claimed,
         )
+    if claimed == 'vhd' and inspection.content <= _RAW_LIKE:
+        # Not a mismatch: raw is what a fixed one is when its end is cut.
+        return refuse(
+            Reason.IMAGE_CORRUPT,
+            image=label,
+            problem='it has no footer of a VHD (a raw disk has none:'
+            ' --disk-format raw)',
+        )
     if inspection.content not in _TAKEN[claimed]:
         return refuse(
             Reason.FORMAT_MISMATCH,
@@ -206,7 +277,9 @@ def check_claim(
             right=right,
         )
     for reason in inspection.unsafe:
-        return refuse(reason, image=label)
+        problem = inspection.problem
+        facts = {'problem': problem} if problem else {}
+        return refuse(reason, image=label, **facts)
     if claimed in CONVERTED and inspection.virtual_size is None:
         return refuse(
             Reason.IMAGE_CORRUPT, image=label, problem='its header is cut'
@@ -255,5 +328,8 @@ def check_unclaimed(
         remedy = 'If it is a raw disk all the same: --disk-format raw.'
     if problem:
         raise exception.ImageError.because(
-            Reason.NOT_AN_IMAGE, image=label, problem=problem, remedy=remedy
+            Reason.NOT_AN_IMAGE,
+            image=label,
+            problem=problem,
+            remedy=remedy,
         )

@@ -38,6 +38,17 @@ _UNREADABLE = ('error while reading', 'Could not open')
 _MAX_OUTPUT = units.Mi
 
 
+# What QEMU calls a format, where it is not as in the image's claim.
+_DRIVERS = {'vhd': 'vpc'}
+# What it is told about a format, unless we say otherwise: it reads no file
+# but the one we name, and believes the size in a VHD rather than its
+# geometry, of which it is the size of some creators' disks only.
+_SAFE: dict[str, dict[str, Any]] = {
+    'qcow2': {'backing': None},
+    'vmdk': {'backing': None},
+    'vhd': {'force_size_calc': 'current_size'},
+}
+
 # What is run, and the Debian packages that have it.
 _TOOLS = {
     'qemu-img': 'qemu-utils',
@@ -84,6 +95,7 @@ class QemuNode:
 class Disk:
     """A node read as a format, told so; its backing file is ours to name.
 
+    :param format: as images claim it
     :param backing: None overrules whatever the header asks for
     """
 
@@ -98,12 +110,12 @@ class Disk:
 
     def _options(self) -> dict[str, Any]:
         options: dict[str, Any] = {
-            'driver': self.format,
+            'driver': _DRIVERS.get(self.format, self.format),
             'file': dict(self.node.options),
+            **_SAFE.get(self.format, {}),
         }
-        if self.format == 'qcow2':
-            backing = self.backing
-            options['backing'] = backing._options() if backing else None
+        if self.backing is not None:
+            options['backing'] = self.backing._options()
         return options
 
 
@@ -173,6 +185,15 @@ def check(disk: Disk, limits: Limits) -> Check:
         used=report.get('allocated-clusters', 0)
         / (report.get('total-clusters') or 1),
     )
+
+
+def virtual_size(disk: Disk, limits: Limits) -> int:
+    """Tell how many bytes QEMU takes a disk to have.
+
+    :raises QemuImgError: it cannot be opened as that format
+    """
+    report = _json(_run(['info', '--output=json', disk.text], limits, disk))
+    return int(report['virtual-size'])
 
 
 def mapping(disk: Disk, limits: Limits) -> Iterator[dict[str, Any]]:

@@ -28,20 +28,26 @@ from oslotest import base as test_base
 
 from cinder_cow import exception
 from cinder_cow import image_source
+from cinder_cow import intact
 from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import plan as plans
 from cinder_cow import qcow2
+from cinder_cow import qemu_img
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.refusal import Reason
 from cinder_cow.tests import corpus
+from cinder_cow.tests import corpus_disks
 from cinder_cow.tests import storage
 
 # No image here takes a second.
 LIMIT_SECONDS = 10
 # Of each image that is cut everywhere.
 RANDOM_CUTS = 15
+GOOD = [*corpus.GOOD, *corpus_disks.GOOD]
+BAD = [*corpus.BAD, *corpus_disks.BAD]
+CUT = [*corpus.CUT, *corpus_disks.CUT]
 # From linux/inotify.h
 IN_OPEN = 0x20
 
@@ -56,7 +62,7 @@ class Manager(manager.CreateVolumeFromImageMixin):
 
     def create(self, name, path, claimed=None, size=None):
         with image_source.FileSource(path) as source:
-            image = image_source.file_image(source, claimed)
+            image = image_source.describe(source, claimed)
             return self.create_volume_from_image(name, image, source, size)
 
 
@@ -122,13 +128,13 @@ class TestGoodImages(ImageTestCase):
         self.assertEqual('', difference(expected, found))
         return outcome
 
-    @ddt.named_data(*named(corpus.GOOD, ('ext4', 'xfs')))
+    @ddt.named_data(*named(GOOD, ('ext4', 'xfs')))
     def test_file(self, kind, image):
         # On one file system, so that the blocks of raw ones may be shared.
         top = self.directory(kind)
         path = top / 'image'
         image.make(path)
-        expected = corpus.expected(path)
+        expected = corpus.expected(path, image.claimed)
         for settings, method in (
             (COW, plans.Method.BASE),
             (COPY, plans.Method.STREAM),
@@ -152,11 +158,11 @@ class TestGoodImages(ImageTestCase):
                 check=True, capture_output=True,
             )  # fmt: skip
 
-    @ddt.named_data(*named(corpus.GOOD))
+    @ddt.named_data(*named(GOOD))
     def test_memory(self, image):
         path = pathlib.Path(tempfile.mkdtemp(), 'image')
         image.make(path)
-        expected = corpus.expected(path)
+        expected = corpus.expected(path, image.claimed)
         for settings in (COW, COPY):
             driver = memory.MemoryDriver()
             self.check(driver, settings, path, image, expected)
@@ -209,7 +215,7 @@ class TestBadImages(ImageTestCase):
             raise OSError(ctypes.get_errno(), 'inotify', str(path))
         return watch
 
-    @ddt.named_data(*named(corpus.BAD))
+    @ddt.named_data(*named(BAD))
     def test_file(self, image):
         image.make(self.path)
         for settings in (COW, COPY):
@@ -222,7 +228,7 @@ class TestBadImages(ImageTestCase):
                 sorted(os.listdir(root)),
             )
 
-    @ddt.named_data(*named(corpus.BAD))
+    @ddt.named_data(*named(BAD))
     def test_memory(self, image):
         image.make(self.path)
         for settings in (COW, COPY):
@@ -311,6 +317,52 @@ class TestBadImages(ImageTestCase):
 
 
 @ddt.ddt
+class TestUsed(ImageTestCase):
+    """How much of a disk has data; what is shared counts each time."""
+
+    def used(self, make, claimed):
+        path = pathlib.Path(tempfile.mkdtemp(), 'image')
+        make(path)
+        with image_source.FileSource(path) as source:
+            image = image_source.describe(source, claimed)
+            disk = qemu_img.Disk(source.qemu_source(), claimed)
+            begun = time.monotonic()
+            part = intact.check(image, disk, qemu_img.Limits())
+            self.assertLess(time.monotonic() - begun, LIMIT_SECONDS)
+            return part, part * (image.virtual_size or 0) / source.size
+
+    @ddt.named_data(
+        ['qcow2', corpus.shared_cluster, 'qcow2'],
+        ['vmdk', corpus_disks.large(0, 200), 'vmdk'],
+    )
+    def test_shared(self, make, claimed):
+        part, ratio = self.used(make, claimed)
+        self.assertEqual(1, part)
+        self.assertGreater(ratio, 10_000)
+
+    def test_a_gib_of_empty_tables(self):
+        part, _ = self.used(corpus_disks.large(4, 0), 'vmdk')
+        self.assertEqual(0, part)
+
+    @ddt.named_data(
+        ['vmdk', corpus_disks.VMDK, 'vmdk'],
+        ['vdi', corpus_disks.VDI, 'vdi'],
+        ['vhd', corpus_disks.VHD, 'vhd'],
+        ['vhd_fixed', corpus_disks.VHD_FIXED, 'vhd'],
+        ['vhdx', corpus_disks.VHDX, 'vhdx'],
+    )
+    def test_is_what_qemu_maps(self, make, claimed):
+        path = pathlib.Path(tempfile.mkdtemp(), 'image')
+        make(path)
+        disk = qemu_img.Disk(qemu_img.QemuNode.path(path), claimed)
+        runs = list(qemu_img.mapping(disk, qemu_img.Limits()))
+        data = sum(run['length'] for run in runs if run['data'])
+        size = runs[-1]['start'] + runs[-1]['length']
+        part, _ = self.used(make, claimed)
+        self.assertEqual(data / size, part)
+
+
+@ddt.ddt
 class TestCutImages(ImageTestCase):
     """An image cut anywhere gives its bytes or an error."""
 
@@ -318,19 +370,21 @@ class TestCutImages(ImageTestCase):
         super().setUp()
         self.top = pathlib.Path(tempfile.mkdtemp())
 
-    def verdict(self, path, end, expected):
+    def verdict(self, path, end, expected, claimed='qcow2'):
         """Cut a copy and tell what is wrong with what becomes of it."""
         piece = path.with_name(f'cut-{end}')
         shutil.copyfile(path, piece)
         os.truncate(piece, end)
         driver = memory.MemoryDriver()
+        # Large enough for any: its size shall not be what is refused.
+        size = max(len(expected), path.stat().st_size)
         try:
-            Manager(driver, COPY).create('v1', piece, 'qcow2', len(expected))
+            Manager(driver, COPY).create('v1', piece, claimed, size)
             return difference(expected, content(driver, 'v1'))
         except exception.CowError as error:
             allowed = {Reason.IMAGE_CORRUPT}
-            if end < len(b'QFI\xfb'):
-                allowed = {Reason.FORMAT_MISMATCH, Reason.EMPTY_IMAGE}
+            if end < (68 if claimed == 'vdi' else 8):  # of its magic
+                allowed |= {Reason.FORMAT_MISMATCH, Reason.EMPTY_IMAGE}
             return '' if error.reason in allowed else str(error)
         finally:
             piece.unlink()
@@ -338,6 +392,9 @@ class TestCutImages(ImageTestCase):
     def places(self, path):
         """At, before and behind every cluster boundary, and anywhere."""
         size = path.stat().st_size
+        with path.open('rb') as file:
+            if file.read(4) != b'QFI\xfb':
+                return self.places_by_tables(path, size)
         step = corpus.cluster_size(path)
         found = {0, 1, 72, 104, 511, 512, size - 1}
         for boundary in range(step, size + 1, step):
@@ -351,16 +408,32 @@ class TestCutImages(ImageTestCase):
         }
         return sorted(end for end in found if end < size)
 
-    @ddt.named_data(*named(corpus.CUT))
+    def places_by_tables(self, path, size):
+        """At, before, in and behind each table, at the end, and anywhere."""
+        chosen = random.Random(size)
+        found = {0, 7, 67, 100, 511, size - 1, size - 511, size - 512}
+        found |= {size - 513, size - 1025, size - 4 * corpus.KI}
+        for start in corpus_disks.tables(path):
+            found |= {start + more for more in (-1, 0, 3, 300, 70000)}
+        found |= {chosen.randrange(size) for _ in range(RANDOM_CUTS)}
+        return sorted(end for end in found if 0 <= end < size)
+
+    @ddt.named_data(*named(CUT))
     def test_everywhere(self, image):
         path = self.top / 'image'
         image.make(path)
         expected = corpus.expected(path)
-        self.assertEqual('', self.verdict(path, path.stat().st_size, expected))
+        claimed = image.claimed or 'qcow2'
+        # Whole, it is taken.
+        driver = memory.MemoryDriver()
+        Manager(driver, COPY).create('v1', path, claimed)
         places = self.places(path)
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             verdicts = list(
-                pool.map(lambda end: self.verdict(path, end, expected), places)
+                pool.map(
+                    lambda end: self.verdict(path, end, expected, claimed),
+                    places,
+                )
             )
         wrong = {
             end: verdict

@@ -6,6 +6,7 @@ Heads are built by hand here, so that nothing depends on qemu-img.
 
 import random
 import struct
+import uuid
 
 import ddt
 import hypothesis
@@ -20,10 +21,14 @@ from cinder_cow.refusal import Reason
 
 SIZE = 256 * units.Ki
 ISO_AT = 32 * units.Ki
-TAKEN = ('raw', 'iso', 'luks', 'qcow2', 'gpt')
-NOT_TAKEN = ('vmdk', 'vhd', 'ploop', 'RAW', 'raw ', '', 'nonsense')
+RAW_LIKE = ('raw', 'iso', 'luks', 'gpt')
+TAKEN = (*RAW_LIKE, 'qcow2', 'vmdk', 'vhd', 'vhdx', 'vdi')
+NOT_TAKEN = ('qcow', 'qed', 'ploop', 'RAW', 'raw ', '', 'nonsense')
 MISMATCH = Reason.FORMAT_MISMATCH
 UNSUPPORTED = Reason.FORMAT_UNSUPPORTED
+CORRUPT = Reason.IMAGE_CORRUPT
+PARENT = Reason.BACKING_FILE
+ELSEWHERE = Reason.DATA_FILE
 
 _noise = bytearray(random.Random(1).randbytes(SIZE))
 # No magic by chance.
@@ -106,9 +111,23 @@ def luks(version=1):
     return header.ljust(4096, b'\0') + NOISE
 
 
-def vmdk(descriptor=b'createType="monolithicSparse"\n', desc_sector=1):
+SPARSE = b'parentCID=ffffffff\ncreateType="monolithicSparse"\n'
+
+
+def vmdk(descriptor=SPARSE, desc_sector=1, capacity=4096, directory=26):
     header = struct.pack(
-        '<4sIIQQQQIQQ', b'KDMV', 1, 3, 4096, 128, desc_sector, 20, 512, 21, 26
+        '<4sIIQQQQIQQQ',
+        b'KDMV',
+        1,
+        3,
+        capacity,
+        128,
+        desc_sector,
+        20,
+        512,
+        21,
+        directory,
+        128,
     )
     return put(header, 512, b'# Disk DescriptorFile\n' + descriptor).ljust(
         SIZE, b'\0'
@@ -123,18 +142,84 @@ def vmdk_text():
     )
 
 
-def vdi():
-    return put(b'<<< Oracle VM VirtualBox', 64, b'\x7f\x10\xda\xbe').ljust(
-        SIZE, b'\0'
+AT_END = 2**64 - 1
+
+
+def vmdk_tail(capacity=4096, descriptor=1, directory=26, kind=3):
+    """Build the last bytes of a streamOptimized VMDK: markers, footer."""
+    footer = vmdk(b'', descriptor, capacity, directory)[:512]
+    return struct.pack('<QII496x', 1, 0, kind) + footer + bytes(512)
+
+
+def vdi(kind=1, size=units.Gi, parent=0, length=SIZE):
+    header = put(b'<<< Oracle VM VirtualBox', 64, b'\x7f\x10\xda\xbe')
+    header = put(header, 76, struct.pack('<I', kind))
+    header = put(header, 0x170, struct.pack('<Q', size))
+    header = put(header, 0x1B8, struct.pack('<Q', parent))
+    return header.ljust(SIZE, b'\0')[:length]
+
+
+def vhd_footer(kind=2, size=units.Gi, wrong=0):
+    footer = struct.pack(
+        '>8sIIQI4sIIQQHBBI',
+        b'conectix',
+        2,
+        0x10000,
+        512,
+        0,
+        b'vpc ',
+        0,
+        0,
+        7,  # the size it once had
+        size,
+        2,
+        4,
+        17,
+        kind,
     )
+    checksum = ~sum(footer) + wrong & 2**32 - 1
+    return (footer + struct.pack('>I', checksum)).ljust(512, b'\0')
 
 
-def vhd():
-    return b'conectix'.ljust(SIZE, b'\0')
+def vhd(kind=3, size=units.Gi):
+    return vhd_footer(kind, size).ljust(SIZE, b'\0')
 
 
-def vhdx():
-    return put(b'vhdxfile', 192 * units.Ki, b'regi').ljust(SIZE, b'\0')
+def guid(text):
+    return uuid.UUID(text).bytes_le
+
+
+def vhdx(size=units.Gi, flags=0, more='', at=320 * units.Ki):
+    """Build a VHDX with its metadata at some place; the BAT is nowhere."""
+    table = struct.pack('<4s4xI4x', b'regi', 2)
+    table += struct.pack(
+        '<16sQII', guid('2dc27766-f623-4200-9d64-115e9bfd4a08'), 1, 1, 1
+    )
+    table += struct.pack(
+        '<16sQII',
+        guid('8b7ca206-4790-4b9a-b8fe-575f050f886e'),
+        at,
+        128 * units.Ki,
+        1,
+    )
+    names = [
+        'caa16737-fa36-4d43-b3b6-33f0aa44e76b',
+        '2fa54224-cd1b-4876-b211-5dbed83bf4b8',
+        '8141bf1d-a96f-4709-ba47-f233a8faab5f',
+    ]
+    names += [more] if more else []
+    items = struct.pack('<8s2xH20x', b'metadata', len(names))
+    for number, name in enumerate(names):
+        place = 64 * units.Ki + 64 * number
+        items += struct.pack('<16sIII4x', guid(name), place, 8, 0)
+    items = items.ljust(64 * units.Ki, b'\0')
+    for value in (units.Mi | flags << 32, size, 512):
+        items += struct.pack('<Q56x', value)
+    head = put(b'vhdxfile', 192 * units.Ki, table)
+    return put(head, at, items.ljust(128 * units.Ki, b'\0'))
+
+
+VHDX_PARENT = 'a8d35f2d-b30b-454d-abf7-d3d84834ab0c'
 
 
 def qed():
@@ -145,9 +230,10 @@ def image(claimed, name='an image'):
     return images.ImageInfo(id='id', name=name, disk_format=claimed)
 
 
-def answer(claimed, head):
+def answer(claimed, head, tail=b''):
     """Tell why a claim is refused; None if it is not."""
-    refusal = formats.check_claim(image(claimed), formats.inspect(head))
+    inspection = formats.inspect(head, tail)
+    refusal = formats.check_claim(image(claimed), inspection)
     return refusal.reason if refusal else None
 
 
@@ -155,10 +241,13 @@ def answer(claimed, head):
 class TestCheckClaim(test_base.BaseTestCase):
     """Each row: the content, what is taken, why other claims are refused."""
 
-    def check(self, head, answers, otherwise):
+    def check(self, head, answers, otherwise, tail=b''):
         expected = dict.fromkeys(TAKEN, otherwise) | answers
         expected |= dict.fromkeys(NOT_TAKEN, UNSUPPORTED)
-        found = {claimed: answer(claimed, head) for claimed in expected}
+        if answers.keys() & set(RAW_LIKE):
+            # May be a fixed VHD whose end is cut.
+            expected['vhd'] = CORRUPT
+        found = {claimed: answer(claimed, head, tail) for claimed in expected}
         self.assertEqual(expected, found)
 
     @ddt.named_data(
@@ -183,7 +272,6 @@ class TestCheckClaim(test_base.BaseTestCase):
         ['qcow2_v3', qcow2(3), {'qcow2': None}],
         ['qcow2_of_one_sector', qcow2(length=512), {'qcow2': None}],
         ['qcow2_elsewhere', b'\0' + qcow2(), {'raw': None}],
-        ['qcow2_v1', qcow2(1), {'qcow2': Reason.UNKNOWN_FEATURES}],
         ['qcow2_v4', qcow2(4), {'qcow2': Reason.UNKNOWN_FEATURES}],
         [
             'backing_file_v2',
@@ -207,19 +295,45 @@ class TestCheckClaim(test_base.BaseTestCase):
             qcow2(size=0, backing=512),
             {'qcow2': Reason.BACKING_FILE},
         ],
+        ['vmdk', vmdk(), {'vmdk': None}],
+        ['vmdk_stream', vmdk(b'createType="streamOptimized"'), {'vmdk': None}],
+        ['vmdk_no_descriptor', vmdk(b''), {'vmdk': CORRUPT}],
+        ['vmdk_wrong_place', vmdk(desc_sector=9), {'vmdk': CORRUPT}],
+        ['vmdk_no_disk', vmdk(capacity=0), {'vmdk': ELSEWHERE}],
+        ['vmdk_cut', vmdk()[:511], {'vmdk': CORRUPT}],
+        ['vmdk_text', vmdk_text(), {'vmdk': ELSEWHERE}],
+        [
+            'vmdk_text_padded',
+            vmdk_text().ljust(4096, b'\n'),
+            {'vmdk': ELSEWHERE},
+        ],
+        ['vdi', vdi(), {'vdi': None}],
+        ['vdi_static', vdi(2), {'vdi': None}],
+        ['vdi_undo', vdi(3), {'vdi': PARENT}],
+        ['vdi_difference', vdi(4), {'vdi': PARENT}],
+        ['vdi_parent', vdi(parent=1), {'vdi': PARENT}],
+        ['vdi_cut', vdi(length=511), {'vdi': CORRUPT}],
+        ['vhd', vhd(), {'vhd': None}],
+        ['vhd_differencing', vhd(4), {'vhd': PARENT}],
+        ['vhd_fixed_in_front', vhd(2), {'vhd': CORRUPT}],
+        ['vhd_cut', vhd()[:511], {'vhd': CORRUPT}],
+        ['vhd_wrong_sum', put(vhd(), 511, b'\1'), {'vhd': CORRUPT}],
+        ['vhdx', vhdx(), {'vhdx': None}],
+        ['vhdx_parent_bit', vhdx(flags=2), {'vhdx': PARENT}],
+        ['vhdx_parent', vhdx(more=VHDX_PARENT), {'vhdx': PARENT}],
+        ['vhdx_cut', vhdx()[: 250 * units.Ki], {'vhdx': CORRUPT}],
+        ['vhdx_no_metadata', vhdx()[:SIZE], {'vhdx': CORRUPT}],
     )
     def test_content_that_is_taken(self, head, answers):
         self.check(head, answers, MISMATCH)
 
     @ddt.named_data(
-        ['vmdk', vmdk()],
-        ['vmdk_no_descriptor', vmdk(b'')],
-        ['vmdk_wrong_place', vmdk(desc_sector=9)],
-        ['vmdk_text', vmdk_text()],
-        ['vmdk_text_padded', vmdk_text().ljust(4096, b'\n')],
-        ['vdi', vdi()],
-        ['vhd', vhd()],
-        ['vhdx', vhdx()],
+        ['qcow2_v1', qcow2(1)],
+        ['cowd', b'COWD'.ljust(SIZE, b'\0')],
+        ['parallels', b'WithoutFreeSpace'.ljust(SIZE, b'\0')],
+        ['ploop', b'WithouFreSpacExt'.ljust(SIZE, b'\0')],
+        ['bochs', b'Bochs Virtual HD Image'.ljust(SIZE, b'\0')],
+        ['cloop', b'#!/bin/sh\n#V2.0 Format\nmodprobe cloop'],
         ['qed', qed()],
         # Two in one: whoever reads it may take it for the other.
         ['qcow2_and_gpt', boot_sector(qcow2())],
@@ -240,6 +354,83 @@ class TestCheckClaim(test_base.BaseTestCase):
     )
     def test_content_that_is_never_taken(self, head):
         self.check(head, {}, UNSUPPORTED)
+
+    @ddt.named_data(
+        ['noise', NOISE], ['mbr', mbr()], ['iso', iso(gpt())], ['luks', luks()]
+    )
+    def test_a_footer_makes_a_vhd(self, head):
+        tail = bytes(1024) + vhd_footer()
+        self.check(head, {'vhd': None}, MISMATCH, tail)
+        self.check(head, {'vhd': None}, MISMATCH, vhd_footer())
+        for kind, reason in ((3, CORRUPT), (4, PARENT), (0, CORRUPT)):
+            tail = vhd_footer(kind)
+            self.check(head, {'vhd': reason}, MISMATCH, tail)
+
+    def test_a_footer_alone_is_none(self):
+        for tail in (vhd_footer(wrong=1), vhd_footer()[1:], b'conectix'):
+            self.assertEqual(CORRUPT, answer('vhd', NOISE, tail))
+            self.assertIsNone(answer('raw', NOISE, tail))
+        # What has another magic in front is that.
+        self.assertIsNone(answer('qcow2', qcow2(), vhd_footer()))
+        self.assertIsNone(answer('vdi', vdi(), vhd_footer()))
+
+    def test_a_dynamic_vhd_ends_as_it_begins(self):
+        self.assertIsNone(answer('vhd', vhd(), bytes(9) + vhd_footer(3)))
+        for tail in (
+            bytes(512),
+            vhd_footer(3, wrong=1),
+            vhd_footer(3, 512),
+            vhd_footer(2),
+            b'\0',
+        ):
+            self.assertEqual(CORRUPT, answer('vhd', vhd(), tail))
+
+    @ddt.data(
+        b'parentFileNameHint="x"',
+        b'# parentFileNameHint',
+        b'PARENTFILENAMEHINT = "x"',
+        b'parentCID=00000001',
+        b' parentCID = fffffffe',
+    )
+    def test_a_vmdk_with_a_parent(self, line):
+        self.assertEqual(PARENT, answer('vmdk', vmdk(SPARSE + line)))
+        late = SPARSE + b'#' * 9000 + b'\n' + line
+        self.assertEqual(PARENT, answer('vmdk', vmdk(late)))
+
+    @ddt.data(
+        b'createType="monolithicFlat"',
+        b'RW 8 SPARSE "/a"',
+        b'RW 8 SPARSE "..\\a"',
+        b'RW 8 FLAT "a" 0',
+        b'RDONLY 8 VMFS "a"',
+        b'RW 8 SPARSE "a"\nRW 8 SPARSE "b"',
+    )
+    def test_a_vmdk_of_several_files(self, line):
+        self.assertEqual(ELSEWHERE, answer('vmdk', vmdk(SPARSE + line)))
+
+    def test_a_vmdk_of_one_file(self):
+        for line in (b'RW 8 SPARSE "a"', b'RDONLY 8 SPARSE "a"', b'ddb.x = /'):
+            self.assertIsNone(answer('vmdk', vmdk(SPARSE + line)))
+        # What follows the descriptor is none of it.
+        head = vmdk(SPARSE + b'\0parentFileNameHint')
+        self.assertIsNone(answer('vmdk', head))
+
+    def test_the_footer_of_a_vmdk(self):
+        head = vmdk(directory=AT_END)
+        for tail in (b'', vmdk_tail()):
+            self.assertIsNone(answer('vmdk', head, tail))
+        for tail in (
+            vmdk_tail()[1:],
+            vmdk_tail(kind=1),
+            vmdk_tail(capacity=8192),
+            vmdk_tail(capacity=0),
+            vmdk_tail(descriptor=9),
+            vmdk_tail(directory=AT_END),
+            vmdk_tail()[:-512] + b'\1' * 512,
+            bytes(1536),
+            b'\0',
+        ):
+            self.assertEqual(CORRUPT, answer('vmdk', head, tail))
 
     @ddt.data(*range(64))
     def test_features_of_qcow2(self, bit):
@@ -285,13 +476,15 @@ class TestCheckClaim(test_base.BaseTestCase):
         self.assertIsNotNone(answer('raw', head))
 
     def test_the_claim_advised_is_right(self):
-        for head in (NOISE, gpt(), iso(b''), iso(gpt()), luks(), qcow2()):
+        for head in (NOISE, gpt(), iso(b''), luks(), qcow2(), vmdk(), vhdx()):
             inspection = formats.inspect(head)
             refused = [
                 formats.check_claim(image(claimed), inspection)
                 for claimed in TAKEN
             ]
             for refusal in filter(None, refused):
+                if refusal.reason is CORRUPT:
+                    continue
                 right = refusal.facts['right']
                 self.assertEqual(right, inspection.claim)
                 self.assertIn(f'--disk-format {right}.', refusal.remedy)
@@ -336,6 +529,8 @@ MAGICS = st.sampled_from(
         vdi(),
         vhd(),
         vhdx(),
+        vhdx(more=VHDX_PARENT),
+        vmdk(directory=AT_END),
         qed(),
         put(b'', 192 * units.Ki, b'regi').ljust(SIZE, b'\xff'),
         b'# Disk DescriptorFile\n' * 30,
@@ -345,11 +540,11 @@ MAGICS = st.sampled_from(
 
 @ddt.ddt
 class TestInspect(test_base.BaseTestCase):
-    def check(self, head):
-        inspection = formats.inspect(head)
+    def check(self, head, tail=b''):
+        inspection = formats.inspect(head, tail)
         self.assertTrue(inspection.content)
         self.assertIn(inspection.claim, (None, *TAKEN))
-        if inspection.content != {'qcow2'}:
+        if inspection.claim not in formats.CONVERTED:
             self.assertIsNone(inspection.virtual_size)
             self.assertEqual((), inspection.unsafe)
         for claimed in (*TAKEN, *NOT_TAKEN):
@@ -374,16 +569,25 @@ class TestInspect(test_base.BaseTestCase):
         st.lists(
             st.tuples(
                 st.integers(0, 600)
-                | st.sampled_from([ISO_AT, 192 * units.Ki, SIZE - 9]),
-                st.binary(min_size=1, max_size=8),
+                | st.integers(192 * units.Ki, 192 * units.Ki + 100)
+                | st.integers(320 * units.Ki, 320 * units.Ki + 200)
+                | st.sampled_from([ISO_AT, SIZE - 9]),
+                st.binary(min_size=1, max_size=8)
+                | st.sampled_from([b'\xff' * 8, bytes(8), bytes(7) + b'\x80']),
             ),
             max_size=5,
         ),
+        st.sampled_from(
+            [b'', b'\0', bytes(1536), vmdk_tail(), vhd_footer(), vhd_footer(3)]
+        ),
+        st.integers(0, 1536),
     )
-    def test_a_damaged_format(self, head, patches):
+    def test_a_damaged_format(self, head, patches, tail, at):
         for offset, data in patches:
             head = put(head, offset, data)
-        self.check(head)
+            if tail:
+                tail = put(tail, at, data)[: len(tail)]
+        self.check(head, tail)
 
     @ddt.named_data(
         ['latin', b'a' * 512 + b'\xff'],
@@ -401,8 +605,24 @@ class TestInspect(test_base.BaseTestCase):
             self.assertEqual(size, inspection.virtual_size)
             self.assertEqual('qcow2', inspection.claim)
 
+    @ddt.data(512, units.Gi, 2**64 - 512)
+    def test_virtual_size_of_others(self, size):
+        for head, tail in (
+            (vmdk(capacity=size // 512), b''),
+            (
+                vmdk(capacity=size // 512, directory=AT_END),
+                vmdk_tail(size // 512),
+            ),
+            (vdi(size=size), b''),
+            (vdi(size=size - 511), b''),
+            (vhd(size=size), b''),
+            (NOISE, vhd_footer(size=size)),
+            (vhdx(size=size), b''),
+        ):
+            self.assertEqual(size, formats.inspect(head, tail).virtual_size)
+
     def test_other_formats_are_their_own_disk(self):
-        for head in (b'', NOISE, gpt(), iso(b''), luks(), vmdk()):
+        for head in (b'', NOISE, gpt(), iso(b''), luks()):
             self.assertIsNone(formats.inspect(head).virtual_size)
 
     def test_a_whole_head_is_as_its_beginning(self):
@@ -472,3 +692,57 @@ class TestCheckUnclaimed(test_base.BaseTestCase):
                 self.assertIn(f': {command} FILE.', message)
         # Behind the beginning it is no magic.
         self.assertEqual((None, ''), self.check(b'\0' + magic + NOISE, SIZE))
+
+
+class Source:
+    """Shows its ends, or only its first bytes."""
+
+    def __init__(self, data, tail=True):
+        self._data = data
+        self._tail = tail
+        self.size = len(data)
+        self.shown = 0
+
+    def head(self, length):
+        self.shown = max(self.shown, length)
+        return self._data[:length]
+
+    def tail(self, length):
+        return self._data[-length:] if self._tail else b''
+
+
+class TestInspectSource(test_base.BaseTestCase):
+    def check(self, content, size, data, claimed, tail=True):
+        inspection = formats.inspect_source(Source(data, tail), claimed)
+        self.assertEqual(content, str(inspection))
+        self.assertEqual(size, inspection.virtual_size)
+
+    def test_a_fixed_vhd(self):
+        data = NOISE + vhd_footer(size=SIZE)
+        for claimed in (None, 'vhd', 'qcow2', 'vmdk'):
+            self.check('vhd', SIZE, data, claimed)
+        # Whoever says that it is raw takes its footer, too.
+        self.check('raw', None, data, 'raw')
+        self.check('gpt', None, mbr() + vhd_footer(), 'gpt')
+
+    def test_a_fixed_vhd_that_does_not_show_its_end(self):
+        data = NOISE + vhd_footer(size=SIZE)
+        self.check('vhd', SIZE, data, 'vhd', tail=False)
+        self.check('raw', None, data, None, tail=False)
+        self.check('raw', None, data, 'vmdk', tail=False)
+
+    def test_metadata_far_away(self):
+        for at in (formats.HEAD - units.Ki, 3 * units.Mi, 31 * units.Mi):
+            data = vhdx(at=at)
+            self.check('vhdx', units.Gi, data, None)
+            self.check('vhdx', units.Gi, data, 'vhdx')
+
+    def test_metadata_too_far_away(self):
+        for at in (units.Gi, 2**63):
+            data = vhdx()[:SIZE]
+            place = data.index(struct.pack('<Q', 320 * units.Ki))
+            source = Source(put(data, place, struct.pack('<Q', at)))
+            inspection = formats.inspect_source(source, None)
+            self.assertIsNone(inspection.virtual_size)
+            self.assertEqual((CORRUPT,), inspection.unsafe)
+            self.assertLessEqual(source.shown, 32 * units.Mi)

@@ -484,7 +484,7 @@ class TestCheckHead(test_base.BaseTestCase):
         ['qcow2', 'qcow2', QCOW2.ljust(512, b'\0'), None],
         ['empty', 'raw', b'', Reason.EMPTY_IMAGE],
         ['mismatch', 'qcow2', NOISE, Reason.FORMAT_MISMATCH],
-        ['unsupported', 'vhd', NOISE, Reason.FORMAT_UNSUPPORTED],
+        ['unsupported', 'qed', NOISE, Reason.FORMAT_UNSUPPORTED],
         [
             'unsafe',
             'qcow2',
