@@ -1,4 +1,5 @@
-# Shared by tools/test, tools/demo and tools/bench: system packages and .venv.
+# Shared by tools/test, tools/demo and tools/bench: system packages, .venv and
+# .venv-services.
 # Source it; it defines functions only.
 
 say() { printf '\n== %s\n' "$*"; }
@@ -70,7 +71,25 @@ virtual_environment() {
     touch "$done_file"
 }
 
+# Make .venv-services: the services of OpenStack that tests talk to, apart
+# from .venv, so that what they pin does not decide what we run with.
+services_environment() {
+    local stamp pins="$ROOT/tools/services.txt"
+    stamp=$(sha256sum <"$pins" | cut -d' ' -f1)
+    local done_file="$SERVICES/.done-$stamp"
+    [ -e "$done_file" ] && [ -x "$SERVICES/bin/gunicorn" ] && return 0
+    say "Making $SERVICES (Python packages from PyPI)"
+    [ -x "$SERVICES/bin/python" ] || python3 -m venv "$SERVICES" || return 1
+    # The pins are whole, so there is nothing to resolve.
+    "$SERVICES/bin/python" -m pip --disable-pip-version-check install -q \
+        --no-deps -r "$pins" >"$LOG" 2>&1 || { cat "$LOG" >&2; return 1; }
+    "$SERVICES/bin/python" -m pip --disable-pip-version-check check \
+        >"$LOG" 2>&1 || { cat "$LOG" >&2; return 1; }
+    touch "$done_file"
+}
+
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV="$ROOT/.venv"
+SERVICES="$ROOT/.venv-services"
 LOG=$(mktemp -t cinder-cow-setup.XXXXXX)
 trap 'rm -f "$LOG"' EXIT
