@@ -34,6 +34,7 @@ from typing import ClassVar, Protocol, runtime_checkable, Self, TypeAlias
 
 from oslo_config import cfg
 
+from cinder_cow import formats
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
@@ -79,17 +80,20 @@ class VolumeInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BaseKey:
-    """What makes two bases the same: the image and its content.
+    """What makes two bases the same: the image, its content, how it is read.
 
     A base is found by both, never by a hash alone: a claimed hash must give
     nobody the bytes of another's image.
 
     :param image_id: Glance id, or the real path of a file
     :param content_id: 'sha512:...' or what identifies a file's content
+    :param read_as: the format that was converted; 'raw' for bytes as they
+        are. A fixed VHD read as raw is another disk than itself.
     """
 
     image_id: str
     content_id: str
+    read_as: str = 'raw'
 
     @classmethod
     def of(cls, image: images.ImageInfo) -> Self | None:
@@ -99,12 +103,17 @@ class BaseKey:
             content_id = f'{image.os_hash_algo}:{image.os_hash_value}'
         elif image.checksum:
             content_id = f'md5:{image.checksum}'
-        return cls(image.id, content_id) if content_id else None
+        if not content_id:
+            return None
+        read_as = image.disk_format
+        if read_as not in formats.CONVERTED:
+            read_as = 'raw'
+        return cls(image.id, content_id, read_as)
 
     @property
     def name(self) -> str:
         """The base's name in any back end."""
-        text = json.dumps([self.image_id, self.content_id])
+        text = json.dumps(dataclasses.astuple(self))
         digest = hashlib.sha256(text.encode()).hexdigest()
         return f'{RESERVED_PREFIX}base-{digest[:40]}'
 

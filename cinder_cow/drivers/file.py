@@ -21,6 +21,7 @@ from oslo_config import cfg
 from oslo_log import log as logging
 
 from cinder_cow import exception
+from cinder_cow import file_locks
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
@@ -157,7 +158,7 @@ class FileDriver:
             path.open('r+b') as file,
         ):
             # Two at once: the one that comes second must see the first's.
-            if not file_layout.wait_lock(
+            if not file_locks.wait_lock(
                 file.fileno(), fcntl.LOCK_EX, _EXTEND_SECONDS
             ):
                 raise file_reader.in_use(_EXTEND_SECONDS)

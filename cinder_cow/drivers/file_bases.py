@@ -21,6 +21,7 @@ from typing import Any
 from oslo_log import log as logging
 
 from cinder_cow import exception
+from cinder_cow import file_locks
 from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
@@ -174,12 +175,12 @@ class BaseStore:
                     self._lock(descriptor, kind, name)
             # Again, now that it is locked: it may have gone meanwhile.
             found = self.find(name)
-            if found and not file_layout.same_file(descriptor, found.image):
+            if found and not file_locks.same_file(descriptor, found.image):
                 raise self._busy(name, 0)
             yield found, descriptor
 
     def _lock(self, descriptor: int, kind: int, name: str) -> None:
-        if not file_layout.wait_lock(descriptor, kind, _LOCK_SECONDS):
+        if not file_locks.wait_lock(descriptor, kind, _LOCK_SECONDS):
             raise self._busy(name, _LOCK_SECONDS)
 
     def remove(self, found: StoredBase) -> None:
@@ -279,7 +280,7 @@ def _facts(record: dict[str, Any]) -> base.BaseFacts:
     """
     key = base.BaseKey(**record.pop('key'))
     facts = base.BaseFacts(key=key, **record)
-    texts = (key.image_id, key.content_id, facts.image_name,
+    texts = (key.image_id, key.content_id, key.read_as, facts.image_name,
              facts.source_format, facts.hash)  # fmt: skip
     if not all(isinstance(text, str) for text in texts):
         raise TypeError('a text is none')

@@ -27,6 +27,7 @@ import time
 from oslo_log import log as logging
 
 from cinder_cow import exception
+from cinder_cow import file_locks
 from cinder_cow import refusal
 
 LOG = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ LOG = logging.getLogger(__name__)
 VERSION = '1'
 # How long to wait for somebody who removes what dead makers left.
 _SWEEP_WAIT_SECONDS = 60
-_POLL_SECONDS = 0.02
 # Each is a race lost against somebody who let the name go meanwhile.
 _HOLD_ATTEMPTS = 1000
 
@@ -180,10 +180,10 @@ class Layout:
                 )
             except FileNotFoundError:
                 continue  # removed between the two lines: begin again
-            if not _try_lock(lock, fcntl.LOCK_EX):
+            if not file_locks.try_lock(lock, fcntl.LOCK_EX):
                 os.close(lock)
                 return None
-            if same_file(lock, path / 'lock'):
+            if file_locks.same_file(lock, path / 'lock'):
                 return self._take_over(Partial(path, lock), lock)
             os.close(lock)  # locked what its last holder had removed
         raise OSError(errno.EAGAIN, 'it cannot be held', str(path))
@@ -227,7 +227,7 @@ class Layout:
         """Hold the lock between those who begin (shared) and a sweep."""
         lock = os.open(self.partial, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            if not wait_lock(lock, kind, _SWEEP_WAIT_SECONDS):
+            if not file_locks.wait_lock(lock, kind, _SWEEP_WAIT_SECONDS):
                 raise exception.BackendError.because(
                     refusal.Reason.BUSY,
                     what=str(self.partial),
@@ -239,16 +239,6 @@ class Layout:
             os.close(lock)
 
 
-def wait_lock(descriptor: int, kind: int, seconds: float) -> bool:
-    """Take a flock of that kind, trying for so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not _try_lock(descriptor, kind):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
-
-
 def sync_directory(path: pathlib.Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -256,23 +246,6 @@ def sync_directory(path: pathlib.Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def same_file(descriptor: int, path: pathlib.Path) -> bool:
-    """Tell whether a path still names an open file, or both are gone."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return descriptor < 0
-    return descriptor >= 0 and os.path.samestat(os.fstat(descriptor), found)
 
 
 def _whoami() -> str:
