@@ -8,14 +8,13 @@ before; what was cut short is looked for first.
 from collections.abc import Iterator
 import contextlib
 import errno
-import os
 import tempfile
 
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import fetching
 from cinder_cow import formats
-from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_source
 from cinder_cow import intact
@@ -25,6 +24,9 @@ from cinder_cow import sparse
 from cinder_cow import streaming
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
+
+# What any image may expand to, however small it is.
+_MAY_EXPAND_TO = units.Gi
 
 
 def convert(
@@ -39,6 +41,19 @@ def convert(
     :raises ImageError: IMAGE_CORRUPT, HASH_MISMATCH and its like
     :raises BackendError: NO_SPACE, CONVERSION_FAILED, TOOL_MISSING
     """
+    with fetching.local(image, source, settings, report) as (file, digest):
+        copied = _convert(sink, image, file, settings, report)
+    return streaming.Filled(copied, digest)
+
+
+def _convert(
+    sink: base.Sink,
+    image: images.ImageInfo,
+    source: image_source.FileSource,
+    settings: opts.Settings,
+    report: streaming.Progress,
+) -> int:
+    """Convert a local file; return the bytes that were written."""
     inspection = formats.inspect_source(source, image.disk_format)
     formats.require_claim(image, inspection)
     size = inspection.virtual_size or 0
@@ -48,10 +63,10 @@ def convert(
         timeout=settings.qemu_img_timeout,
         file_size=size + units.Mi,
     )
-    with _translated(image, settings), _local(source, settings) as node:
-        digest = _hash(image, source)
-        disk = qemu_img.Disk(node, image.disk_format)
+    with _translated(image, settings):
+        disk = qemu_img.Disk(source.qemu_source(), image.disk_format)
         copied = int(intact.check(image, disk, limits) * size)
+        _check_expansion(image, copied, source.size, settings)
         with _target(sink, size, settings) as target:
             qemu_img.convert(
                 disk,
@@ -62,34 +77,28 @@ def convert(
                     'converting', int(part * size), size
                 ),
             )
-    return streaming.Filled(copied, digest)
+    return copied
 
 
-def _hash(image: images.ImageInfo, source: image_source.ImageSource) -> str:
-    with hashing.hasher(image) as hasher:
-        if hashing.expected(image):
-            for piece in source.pieces():
-                hasher.update(piece)
-        return hasher.check()
+def _check_expansion(
+    image: images.ImageInfo, data: int, size: int, settings: opts.Settings
+) -> None:
+    """Refuse an image that would become a multiple of what it is.
 
-
-@contextlib.contextmanager
-def _local(
-    source: image_source.ImageSource, settings: opts.Settings
-) -> Iterator[qemu_img.QemuNode]:
-    """Give qemu-img the source, from a scratch file if it must be."""
-    if isinstance(source, image_source.QemuSource):
-        yield source.qemu_source()
-        return
-    with tempfile.TemporaryFile(dir=settings.scratch_dir) as scratch:
-        for piece in source.pieces():
-            if isinstance(piece, int):
-                scratch.seek(piece, os.SEEK_CUR)
-                scratch.truncate()
-            else:
-                scratch.write(piece)
-        scratch.flush()
-        yield qemu_img.QemuNode.descriptor(scratch.fileno())
+    :param data: bytes that would be written
+    :param size: bytes of the image
+    :raises ImageError: EXPANDS_TOO_FAR
+    """
+    limit = settings.max_expansion
+    if data > max(_MAY_EXPAND_TO, limit * size):
+        raise exception.ImageError.because(
+            Reason.EXPANDS_TOO_FAR,
+            image=image.label,
+            size=size,
+            data=data,
+            limit=limit,
+            ratio=-(-data // size),
+        )
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Whatever fails, the sink is left unpublished, for its owner to abort.
 """
 
 from cinder_cow import converting
+from cinder_cow import fetching
 from cinder_cow import formats
 from cinder_cow import hashing
 from cinder_cow import image_info as images
@@ -32,7 +33,8 @@ def fill(
     elif _share(sink, image, source):
         filled = streaming.Filled(bytes_copied=0)
     else:
-        filled = streaming.stream(sink, image, source, report)
+        with fetching.turn(source, settings):
+            filled = streaming.stream(sink, image, source, report)
     source.check_unchanged()
     return filled
 

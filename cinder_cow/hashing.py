@@ -22,12 +22,15 @@ from cinder_cow.refusal import Reason
 # Pieces that may wait to be hashed; with pieces of 1 MiB, 8 MiB of memory.
 _DEPTH = 8
 _ZEROS = bytes(units.Mi)
-# What has a digest of one length; "shake" has not.
-_ALGORITHMS = {
-    name
-    for name in hashlib.algorithms_guaranteed
-    if hashlib.new(name, usedforsecurity=False).digest_size
+# Hexadecimal digits of each algorithm whose length is fixed ("shake" has
+# none).
+LENGTHS = {
+    name: 2 * size
+    for name in sorted(hashlib.algorithms_guaranteed)
+    if (size := hashlib.new(name, usedforsecurity=False).digest_size)
 }
+_OUR_OWN = 'sha256'
+USUAL = ('sha512', 'sha256', 'md5')
 
 
 class Hasher(Protocol):
@@ -37,7 +40,7 @@ class Hasher(Protocol):
     def check(self) -> str:
         """Wait for the hash and compare it with the claimed one.
 
-        :returns: 'algorithm:value', or '' when nothing was claimed
+        :returns: 'algorithm:value', or '' when there was nothing to do
         :raises ImageError: HASH_MISMATCH
         """
 
@@ -50,7 +53,7 @@ def expected(image: images.ImageInfo) -> tuple[str, str] | None:
     :raises ImageError: HASH_UNKNOWN for an algorithm we do not have
     """
     if image.os_hash_algo and image.os_hash_value:
-        if image.os_hash_algo not in _ALGORITHMS:
+        if image.os_hash_algo not in LENGTHS:
             raise exception.ImageError.because(
                 Reason.HASH_UNKNOWN,
                 image=image.label,
@@ -61,16 +64,18 @@ def expected(image: images.ImageInfo) -> tuple[str, str] | None:
 
 
 @contextlib.contextmanager
-def hasher(image: images.ImageInfo) -> Iterator[Hasher]:
+def hasher(image: images.ImageInfo, always: bool = False) -> Iterator[Hasher]:
     """Give what hashes the image, if there is something to compare with.
 
     The thread has ended when the block is left, however it is left.
+
+    :param always: else hash it by an algorithm of ours, for the record
     """
     claimed = expected(image)
-    if claimed is None:
+    if claimed is None and not always:
         yield _NoHasher()
         return
-    thread = _ThreadHasher(image, *claimed)
+    thread = _ThreadHasher(image, *(claimed or (_OUR_OWN, None)))
     try:
         yield thread
     finally:
@@ -87,7 +92,7 @@ class _NoHasher:
 
 class _ThreadHasher:
     def __init__(
-        self, image: images.ImageInfo, algorithm: str, value: str
+        self, image: images.ImageInfo, algorithm: str, value: str | None
     ) -> None:
         self._image = image
         self._algorithm = algorithm
@@ -103,6 +108,8 @@ class _ThreadHasher:
     def check(self) -> str:
         self.stop()
         found = self._hash.hexdigest()
+        if self._value is None:
+            return f'{self._algorithm}:{found}'
         if not hmac.compare_digest(found, self._value.lower()):
             raise exception.ImageError.because(
                 Reason.HASH_MISMATCH,

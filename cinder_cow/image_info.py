@@ -31,9 +31,12 @@ class ImageInfo:
     :param virtual_size: bytes of the disk in it, None when not known
     :param min_disk: bytes a volume must have
     :param status: 'active' when its data can be read
-    :param content_id: what changes when a file's content does (device,
-        inode, size, mtime); empty for a Glance image, whose hash serves
+    :param content_id: what changes when the content does, for an image that
+        has no hash: a file's inode, size and times; a URL's ETag; when an
+        image was made in Glance, whose bytes never change
     :param locations: where its bytes are, untrusted, in the order to try
+    :param locations_told_by: what of Glance told them
+    :param locations_hidden: why Glance tells none
     """
 
     id: str
@@ -51,6 +54,8 @@ class ImageInfo:
     os_hash_value: str | None = None
     content_id: str = ''
     locations: tuple[image_location.Location, ...] = ()
+    locations_told_by: str = ''
+    locations_hidden: refusal.Refusal | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -73,6 +78,7 @@ class ImageInfo:
         fields = _RecordReader(record)
         known = {field.name for field in dataclasses.fields(cls)}
         known.add('direct_url')
+        made_at = fields.text('created_at')
         return cls(
             id=fields.required_text('id'),
             name=fields.text('name') or '',
@@ -87,6 +93,7 @@ class ImageInfo:
             checksum=fields.hexadecimal('checksum'),
             os_hash_algo=fields.text('os_hash_algo'),
             os_hash_value=fields.hexadecimal('os_hash_value'),
+            content_id=f'glance:{made_at}' if made_at else '',
             locations=fields.locations(),
             properties={
                 key: value

@@ -61,29 +61,36 @@ class ImageSource(Protocol):
 
 
 @runtime_checkable
-class QemuSource(Protocol):
-    """A source that qemu-img can read itself."""
-
-    def qemu_source(self) -> qemu_img.QemuNode: ...
-
-
-@runtime_checkable
 class LocalFile(Protocol):
     """A source that is an open file; its blocks may be shared."""
 
     def fileno(self) -> int: ...
 
 
+@runtime_checkable
+class Resumable(Protocol):
+    """A source on a server, that can be read from any byte on."""
+
+    def pieces_from(self, offset: int) -> Iterator[bytes]:
+        """Read it in order from that byte to the end.
+
+        :raises ImageError: it cannot be read
+        """
+
+
 class FileSource:
     """A local file; a context manager.
 
     :param path: of a regular file
+    :param label: what messages call it; None: its path
     :raises ImageError: IMAGE_NOT_FOUND, NOT_AN_IMAGE, EMPTY_IMAGE
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], label: str | None = None
+    ) -> None:
         self.path = pathlib.Path(path)
-        self.label = refusal.printable(str(path))
+        self.label = refusal.printable(str(path) if label is None else label)
         try:
             # O_NONBLOCK: opening a pipe with no writer must not hang.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -96,7 +103,7 @@ class FileSource:
         try:
             self._status = os.fstat(self._descriptor)
             self._check_kind()
-            self.real_path = os.path.realpath(path)
+            self.image_id = os.path.realpath(path)
         except BaseException:
             self.close()
             raise
@@ -183,23 +190,56 @@ class FileSource:
         return exception.ImageError.because(reason, image=self.label, **facts)
 
 
-def file_image(source: FileSource, claimed: str | None) -> images.ImageInfo:
-    """Describe a local file as an image.
+class Unregistered(ImageSource, Protocol):
+    """A source that no record describes: a file, a URL.
+
+    :ivar image_id: what names it, without secrets
+    :ivar content_id: what changes with its content; empty if nothing does
+    """
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def content_id(self) -> str: ...
+
+
+def describe(
+    source: Unregistered, claimed: str | None, hash_: str | None = None
+) -> images.ImageInfo:
+    """Describe an image that has no record.
 
     :param claimed: the format somebody says it has; None: what it is
+    :param hash_: 'algorithm:value' that its bytes must have, if known
     :raises ImageError: NOT_AN_IMAGE, FORMAT_MISMATCH, where nothing is
         claimed and the content alone does not say that it is a disk
     """
     inspection = formats.inspect_source(source, claimed)
     if claimed is None:
+        _check_end(source, inspection)
         head = source.head(formats.SECTOR)
         formats.check_unclaimed(source.label, source.size, head, inspection)
         claimed = inspection.claim or str(inspection)
+    algorithm, _, value = (hash_ or '').partition(':')
     return images.ImageInfo(
-        id=source.real_path,
+        id=source.image_id,
         name=source.label,
         disk_format=claimed,
         size=source.size,
         virtual_size=inspection.virtual_size,
+        os_hash_algo=algorithm or None,
+        os_hash_value=value.lower() or None,
         content_id=source.content_id,
     )
+
+
+def _check_end(source: Unregistered, inspection: formats.Inspection) -> None:
+    """Refuse what may be raw or a fixed VHD, where nothing tells which."""
+    if inspection.claim == 'raw' and not source.tail(1):
+        raise exception.ImageError.because(
+            refusal.Reason.NOT_AN_IMAGE,
+            image=source.label,
+            problem='its server cannot show its end, by which a fixed VHD is'
+            ' told from a raw disk',
+            remedy='If it is a raw disk: --disk-format raw.',
+        )

@@ -13,6 +13,7 @@ from oslo_log import log as logging
 
 from cinder_cow import exception
 from cinder_cow import filling
+from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import image_source
@@ -127,9 +128,17 @@ class _Attempt:
             candidate=candidate,
             base_made=base_made,
             location=str(location or ''),
+            verified=self._verified(candidate),
             phases=tuple(self._phases),
             failures=failures,
         )
+
+    def _verified(self, candidate: plans.Candidate) -> str:
+        """Tell the claimed hash: no base has it in its key and another one."""
+        claimed = hashing.expected(self._image)
+        if claimed is None or candidate.kind is plans.Kind.CLONE_LOCATION:
+            return ''
+        return ':'.join(claimed)
 
     def _clone(self, location: image_location.Location) -> None:
         assert isinstance(self._driver, base.Cloner)

@@ -47,10 +47,60 @@ OPTS: list[cfg.Opt] = [
         help='Largest virtual size of an image, in GiB. A header may claim '
         'any size; this bounds what it can make us do.',
     ),
+    cfg.BoolOpt(
+        'cow_require_hash',
+        default=False,
+        help='Refuse images whose record has neither a hash nor a checksum, '
+        'so that no byte is taken unproved.',
+    ),
+    cfg.IntOpt(
+        'cow_max_expansion',
+        default=100,
+        min=1,
+        help='How many times its own bytes an image may expand to when it '
+        'is converted. A small file can hold a large disk of one block, '
+        'repeated; up to 1 GiB it always may.',
+    ),
     cfg.StrOpt(
         'cow_scratch_dir',
-        help='Directory for conversions that cannot go straight into the '
-        'back end; the system directory for temporary files when unset.',
+        help='Directory in which a directory for scratch files is made: '
+        'for images fetched to be converted, and for conversions that cannot '
+        'go straight into the back end. The system directory for temporary '
+        'files when unset.',
+    ),
+    cfg.IntOpt(
+        'cow_scratch_keep_hours',
+        default=24,
+        min=0,
+        help='How long the fetched part of an image is kept after a fetch '
+        'broke off, for the next one to go on, in hours.',
+    ),
+    cfg.IntOpt(
+        'cow_fetch_timeout',
+        default=60,
+        min=1,
+        help='How long a server may be silent, and take for 1 MiB, before '
+        'the connection counts as broken, in seconds.',
+    ),
+    cfg.IntOpt(
+        'cow_fetch_attempts',
+        default=5,
+        min=1,
+        help='How often a connection is opened for no progress of 1 MiB '
+        'before a fetch is given up.',
+    ),
+    cfg.IntOpt(
+        'cow_max_fetches',
+        default=4,
+        min=1,
+        help='How many images are fetched at once by all processes that '
+        'share the scratch directory.',
+    ),
+    cfg.IntOpt(
+        'cow_fetch_wait_seconds',
+        default=3600,
+        min=1,
+        help='How long a fetch waits for others to end, in seconds.',
     ),
     cfg.IntOpt(
         'cow_qemu_img_memory_mib',
@@ -84,7 +134,14 @@ class Settings:
     cow_enabled: bool = True
     cow_fallback: str = 'stream'
     max_image_size: int = 16384 * units.Gi
+    require_hash: bool = False
+    max_expansion: int = 100
     scratch_dir: str | None = None
+    scratch_keep: float = 24 * 3600
+    fetch_timeout: float = 60
+    fetch_attempts: int = 5
+    max_fetches: int = 4
+    fetch_wait: float = 3600
     qemu_img_memory: int = 2048 * units.Mi
     qemu_img_cpu_seconds: int = 3600
     qemu_img_timeout: int = 14400
@@ -96,7 +153,14 @@ class Settings:
             cow_enabled=options.get('cow_enabled'),
             cow_fallback=options.get('cow_fallback'),
             max_image_size=options.get('cow_max_image_gib') * units.Gi,
+            require_hash=options.get('cow_require_hash'),
+            max_expansion=options.get('cow_max_expansion'),
             scratch_dir=options.get('cow_scratch_dir'),
+            scratch_keep=options.get('cow_scratch_keep_hours') * 3600,
+            fetch_timeout=options.get('cow_fetch_timeout'),
+            fetch_attempts=options.get('cow_fetch_attempts'),
+            max_fetches=options.get('cow_max_fetches'),
+            fetch_wait=options.get('cow_fetch_wait_seconds'),
             qemu_img_memory=options.get('cow_qemu_img_memory_mib') * units.Mi,
             qemu_img_cpu_seconds=options.get('cow_qemu_img_cpu_seconds'),
             qemu_img_timeout=options.get('cow_qemu_img_timeout'),

@@ -47,6 +47,8 @@ class Outcome:
     :param candidate: the one that was used
     :param base_made: its base was made just now, by us
     :param location: what was cloned; empty for a full copy
+    :param verified: 'algorithm:value' that its bytes were compared with, now
+        or when its base was made; empty for nothing
     :param failures: the candidates before it
     """
 
@@ -54,6 +56,7 @@ class Outcome:
     candidate: plans.Candidate
     base_made: bool
     location: str
+    verified: str
     phases: tuple[Phase, ...]
     failures: tuple[Failure, ...]
 

@@ -19,10 +19,14 @@ from cinder_cow import image_location
 from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import qemu_img
+from cinder_cow import scratch
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 from cinder_cow.refusal import refuse
+
+# What Glance says of an image that has its data.
+_ACTIVE = 'active'
 
 
 class Method(enum.Enum):
@@ -47,19 +51,21 @@ class Candidate:
     """One way to make the volume.
 
     :param location: what would be cloned, where that is known
+    :param told_by: what of Glance told the location
     :param refusals: why it is not possible; empty if it is
     """
 
     kind: Kind
     location: image_location.Location | None = None
     refusals: tuple[Refusal, ...] = ()
+    told_by: str = ''
 
     @property
     def possible(self) -> bool:
         return not self.refusals
 
     def __str__(self) -> str:
-        if self.kind is Kind.CLONE_LOCATION:
+        if self.kind is Kind.CLONE_LOCATION and self.location:
             return f'clone of {self.location}'
         return str(self.kind.value)
 
@@ -104,12 +110,10 @@ class _Planner:
         self._image = image
         self._driver = driver
         self._settings = settings
-        self._inspection = formats.inspect_source(source, image.disk_format)
-        self._content_size = (
-            source.size
-            if self._inspection.virtual_size is None
-            else self._inspection.virtual_size
-        )
+        self._source = source
+        self._key = base.BaseKey.of(image)
+        self._base = self._find_base()
+        self._claim_refusal, self._content_size = self._look()
         needed = max(self._content_size, image.min_disk)
         self._size = _gib(needed) * units.Gi if size is None else size
         self._needed = needed
@@ -118,30 +122,66 @@ class _Planner:
 
     def plan(self) -> Plan:
         candidates = (
-            *map(self._clone_location, self._image.locations),
+            *self._clone_locations(),
             *self._bases(),
             self._stream(),
         )
         return Plan(self._image, self._content_size, self._size, candidates)
 
+    def _find_base(self) -> base.Base | None:
+        if self._key is None or not isinstance(self._driver, base.BaseKeeper):
+            return None
+        return self._driver.find_base(self._key)
+
+    def _look(self) -> tuple[Refusal | None, int]:
+        """Compare the image's bytes with its claim, where that is not done.
+
+        It was, when its base was made; then nothing is read, which of an
+        image on a server takes as long as all the rest of a clone.
+
+        :returns: what is wrong with them, and bytes of the disk in them
+        """
+        image = self._image
+        if image.status != _ACTIVE:
+            refusal = refuse(
+                Reason.IMAGE_NOT_ACTIVE, image=image.label, status=image.status
+            )
+            return refusal, image.virtual_size or image.size or 0
+        if self._base and self._base.facts.source_format == image.disk_format:
+            return None, self._base.facts.content_size
+        found = formats.inspect_source(self._source, image.disk_format)
+        size = found.virtual_size
+        return (
+            formats.check_claim(image, found),
+            self._source.size if size is None else size,
+        )
+
+    @property
+    def _stored(self) -> int:
+        """Bytes of the image, as it is stored."""
+        claimed = self._image.size
+        return self._source.size if claimed is None else claimed
+
     def _judge_image(self) -> Iterator[Refusal]:
         image, label = self._image, self._image.label
-        if image.status != 'active':
-            yield refuse(
-                Reason.IMAGE_NOT_ACTIVE, image=label, status=image.status
-            )
-        if refusal := formats.check_claim(image, self._inspection):
-            yield refusal
+        if self._claim_refusal:
+            yield self._claim_refusal
+        if image.status != _ACTIVE:
+            return
         try:
-            hashing.expected(image)
+            expected = hashing.expected(image)
         except exception.ImageError as error:
             yield error.refusal
-        if self._needed > self._settings.max_image_size:
+        else:
+            if self._settings.require_hash and expected is None:
+                yield self._refuse(Reason.HASH_REQUIRED, image=label)
+        largest = max(self._needed, self._stored)
+        if largest > self._settings.max_image_size:
             yield refuse(
                 Reason.IMAGE_TOO_LARGE,
                 image=label,
-                size=self._needed,
-                size_gib=_gib(self._needed),
+                size=largest,
+                size_gib=_gib(largest),
                 limit=self._settings.max_image_size,
             )
         if self._needed > self._size:
@@ -152,6 +192,13 @@ class _Planner:
                 needed_gib=_gib(self._needed),
                 size=self._size,
             )
+
+    def _clone_locations(self) -> Iterator[Candidate]:
+        hidden = self._image.locations_hidden
+        if hidden and not self._image.locations:
+            refusals = (*self._image_refusals, *self._cow_refusals(), hidden)
+            yield Candidate(Kind.CLONE_LOCATION, None, refusals)
+        yield from map(self._clone_location, self._image.locations)
 
     def _clone_location(self, location: image_location.Location) -> Candidate:
         refusals = [*self._image_refusals, *self._cow_refusals()]
@@ -167,23 +214,26 @@ class _Planner:
             refusals += _refusal_of(self._driver, self._image.at(location))
         else:
             refusals.append(self._refuse(Reason.NOT_CLONEABLE))
-        return Candidate(Kind.CLONE_LOCATION, location, tuple(refusals))
+        return Candidate(
+            Kind.CLONE_LOCATION,
+            location,
+            tuple(refusals),
+            self._image.locations_told_by,
+        )
 
     def _bases(self) -> Iterator[Candidate]:
         """Clone the base there is; or make one, where there is none."""
         common = [*self._image_refusals, *self._cow_refusals()]
-        key = base.BaseKey.of(self._image)
-        if not isinstance(self._driver, base.BaseKeeper) or key is None:
-            reason = self._no_base_keeping(key)
+        if not isinstance(self._driver, base.BaseKeeper) or not self._key:
+            reason = self._no_base_keeping()
             for kind in (Kind.CLONE_BASE, Kind.PREPARE_BASE):
                 yield Candidate(kind, None, (*common, reason))
             return
-        found = self._driver.find_base(key)
-        location = found.location if found else None
+        location = self._base.location if self._base else None
         if location is None:
             refusal = self._refuse(Reason.NO_BASE, image=self._image.label)
             found_refusals: tuple[Refusal, ...] = (refusal,)
-            make_refusals = tuple(self._tool_refusals())
+            make_refusals = tuple(self._fill_refusals())
         else:
             # It is made anew only where it goes between here and the clone.
             image = self._image.at(location)
@@ -193,13 +243,13 @@ class _Planner:
         yield Candidate(Kind.PREPARE_BASE, None, (*common, *make_refusals))
 
     def _stream(self) -> Candidate:
-        refusals = [*self._image_refusals, *self._tool_refusals()]
+        refusals = [*self._image_refusals, *self._fill_refusals()]
         if self._settings.cow_fallback == 'refuse':
             refusals.append(self._refuse(Reason.FALLBACK_REFUSED))
         return Candidate(Kind.STREAM, None, tuple(refusals))
 
-    def _no_base_keeping(self, key: base.BaseKey | None) -> Refusal:
-        if key is None:
+    def _no_base_keeping(self) -> Refusal:
+        if self._key is None:
             return refuse(Reason.NO_IDENTITY, image=self._image.label)
         return self._refuse(Reason.NO_BASE_KEEPING)
 
@@ -210,11 +260,19 @@ class _Planner:
         if not self._settings.cow_enabled:
             yield self._refuse(Reason.COW_DISABLED)
 
-    def _tool_refusals(self) -> Iterator[Refusal]:
+    def _fill_refusals(self) -> Iterator[Refusal]:
+        """Tell what is missing here to convert the image."""
         if self._image.disk_format not in formats.CONVERTED:
             return
         if missing := qemu_img.missing_tool():
             yield missing
+        if self._claim_refusal is None and isinstance(
+            self._source, image_source.Resumable
+        ):
+            directory = scratch.Scratch(self._settings)
+            refused = directory.refuse(self._stored, self._image.label)
+            if refused:
+                yield refused
 
 
 def _refusal_of(

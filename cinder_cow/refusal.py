@@ -31,6 +31,9 @@ class Reason(enum.Enum):
     # The configuration
     BACKEND_UNKNOWN = 'backend_unknown'
     LAYOUT_UNKNOWN = 'layout_unknown'
+    URL_UNSUPPORTED = 'url_unsupported'
+    GLANCE_UNAVAILABLE = 'glance_unavailable'
+    SCRATCH_UNUSABLE = 'scratch_unusable'
     COW_DISABLED = 'cow_disabled'
     FALLBACK_REFUSED = 'fallback_refused'
     NOT_CLONEABLE = 'not_cloneable'
@@ -41,6 +44,9 @@ class Reason(enum.Enum):
     IMAGE_NOT_ACTIVE = 'image_not_active'
     IMAGE_RECORD_INVALID = 'image_record_invalid'
     IMAGE_CHANGED = 'image_changed'
+    SOURCE_DENIED = 'source_denied'
+    SOURCE_FAILED = 'source_failed'
+    SIZE_UNKNOWN = 'size_unknown'
     NOT_AN_IMAGE = 'not_an_image'
     EMPTY_IMAGE = 'empty_image'
     FORMAT_MISMATCH = 'format_mismatch'
@@ -51,8 +57,12 @@ class Reason(enum.Enum):
     ENCRYPTED = 'encrypted'
     IMAGE_CORRUPT = 'image_corrupt'
     IMAGE_TOO_LARGE = 'image_too_large'
+    EXPANDS_TOO_FAR = 'expands_too_far'
     HASH_MISMATCH = 'hash_mismatch'
     HASH_UNKNOWN = 'hash_unknown'
+    HASH_REQUIRED = 'hash_required'
+    HAS_RECORD = 'has_record'
+    LOCATIONS_HIDDEN = 'locations_hidden'
     LOCATION_INVALID = 'location_invalid'
     NOT_IN_BACKEND = 'not_in_backend'
     # Bases
@@ -63,6 +73,7 @@ class Reason(enum.Enum):
     BASE_IN_USE = 'base_in_use'
     # The back end, while at work
     NO_SPACE = 'no_space'
+    NO_SCRATCH_SPACE = 'no_scratch_space'
     BUSY = 'busy'
     CONVERSION_FAILED = 'conversion_failed'
     BACKEND_ERROR = 'backend_error'
@@ -117,6 +128,22 @@ _TEXTS: dict[Reason, _Text] = {
             ' directory.'
         ),
     ),
+    Reason.URL_UNSUPPORTED: _Text(
+        _("'%(url)s' cannot be opened: no image is read by %(scheme)s"),
+        _('Give a path, an http or https URL, or the id of a Glance image.'),
+    ),
+    Reason.GLANCE_UNAVAILABLE: _Text(
+        _('Glance cannot be asked: %(problem)s'),
+        _(
+            'Set OS_CLOUD, or OS_AUTH_URL and its like, for a user of the'
+            ' cloud; OS_AUTH_TYPE=none and OS_ENDPOINT for a Glance without'
+            ' Keystone.'
+        ),
+    ),
+    Reason.SCRATCH_UNUSABLE: _Text(
+        _("directory '%(path)s' cannot hold scratch files: %(problem)s"),
+        _('Set cow_scratch_dir to a directory that this user may write to.'),
+    ),
     Reason.COW_DISABLED: _Text(
         _("copy-on-write is switched off in back end '%(backend)s'"),
         _('Set cow_enabled = true in section [%(backend)s].'),
@@ -139,7 +166,7 @@ _TEXTS: dict[Reason, _Text] = {
     ),
     Reason.IMAGE_NOT_FOUND: _Text(
         _("image '%(image)s' cannot be read: %(problem)s"),
-        _('Give the path of a file this user may read.'),
+        _('Give the path, URL or Glance id of an image this user may read.'),
     ),
     Reason.IMAGE_NOT_ACTIVE: _Text(
         _("image '%(image)s' has the status '%(status)s'"),
@@ -152,6 +179,18 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.IMAGE_CHANGED: _Text(
         _("image '%(image)s' changed while it was read"),
         _('Try again when nothing writes to it.'),
+    ),
+    Reason.SOURCE_DENIED: _Text(
+        _("image '%(image)s' may not be read: %(problem)s"),
+        _('%(remedy)s'),
+    ),
+    Reason.SOURCE_FAILED: _Text(
+        _("image '%(image)s' could not be fetched: %(problem)s"),
+        _('Try again; if it stays so, fetch it with curl to see more.'),
+    ),
+    Reason.SIZE_UNKNOWN: _Text(
+        _("the server does not tell the size of image '%(image)s'"),
+        _('Download it, and give the file.'),
     ),
     Reason.NOT_AN_IMAGE: _Text(
         _("'%(image)s' is not a disk image: %(problem)s"),
@@ -194,8 +233,8 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.IMAGE_CORRUPT: _Text(
         _("image '%(image)s' is damaged or cut short: %(problem)s"),
         _(
-            'Repair it with qemu-img check -r all, or upload the image again'
-            ' from an intact copy.'
+            'Upload the image again from an intact copy; a qcow2 may be'
+            ' repaired with qemu-img check -r all.'
         ),
     ),
     Reason.IMAGE_TOO_LARGE: _Text(
@@ -204,6 +243,13 @@ _TEXTS: dict[Reason, _Text] = {
             ' than the limit of %(limit)d'
         ),
         _('Raise cow_max_image_gib to %(size_gib)d if this image is right.'),
+    ),
+    Reason.EXPANDS_TOO_FAR: _Text(
+        _(
+            "image '%(image)s' has %(size)d bytes and would become %(data)d,"
+            ' more than %(limit)d times as much'
+        ),
+        _('Raise cow_max_expansion to %(ratio)d if this image is right.'),
     ),
     Reason.HASH_MISMATCH: _Text(
         _(
@@ -215,6 +261,24 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.HASH_UNKNOWN: _Text(
         _("image '%(image)s' has a hash by '%(algorithm)s', not known here"),
         _('Have the image hashed with sha512 (Glance: hashing_algorithm).'),
+    ),
+    Reason.HASH_REQUIRED: _Text(
+        _(
+            "image '%(image)s' has no hash, and back end '%(backend)s'"
+            ' requires one'
+        ),
+        _(
+            'Give it with --hash or upload the image again; or set'
+            ' cow_require_hash = false in section [%(backend)s].'
+        ),
+    ),
+    Reason.HAS_RECORD: _Text(
+        _("image '%(image)s' has a record, which tells its format and hash"),
+        _('Leave out --disk-format and --hash.'),
+    ),
+    Reason.LOCATIONS_HIDDEN: _Text(
+        _("Glance does not tell where image '%(image)s' is: %(problem)s"),
+        _('%(remedy)s'),
     ),
     Reason.LOCATION_INVALID: _Text(
         _("'%(location)s' is not a location: %(problem)s"),
@@ -250,6 +314,13 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.NO_SPACE: _Text(
         _("no space left in back end '%(backend)s': %(problem)s"),
         _('Free some space there and try again.'),
+    ),
+    Reason.NO_SCRATCH_SPACE: _Text(
+        _(
+            "directory '%(path)s' has %(free)d bytes free, image"
+            " '%(image)s' needs %(needed)d"
+        ),
+        _('Free some, or set cow_scratch_dir to a larger file system.'),
     ),
     Reason.BUSY: _Text(
         _('%(what)s is held by %(owner)s; waited %(seconds)d s'),

@@ -47,24 +47,27 @@ def stream(
     :raises BackendError: reading or writing failed
     """
     done = written = 0
-    with hashing.hasher(image) as hasher:
+    # Of a remote image we keep a hash of our own, where it has none.
+    remote = isinstance(source, image_source.Resumable)
+    with hashing.hasher(image, always=remote) as hasher:
         for piece in _inspected(image, source.pieces()):
             done += piece if isinstance(piece, int) else len(piece)
             if done > source.size:
-                raise _promised_otherwise(image, done, source.size)
+                raise promised_otherwise(image, done, source.size)
             hasher.update(piece)
             written += sparse.put(sink, piece)
             report('streaming', done, source.size)
         digest = hasher.check()
     claimed = source.size if image.size is None else image.size
     if done != claimed:
-        raise _promised_otherwise(image, done, claimed)
+        raise promised_otherwise(image, done, claimed)
     return Filled(written, digest)
 
 
-def _promised_otherwise(
+def promised_otherwise(
     image: images.ImageInfo, done: int, promised: int
 ) -> exception.ImageError:
+    """Tell that an image has not the size that was promised."""
     return exception.ImageError.because(
         Reason.IMAGE_CORRUPT,
         image=image.label,

@@ -241,7 +241,7 @@ def _stream(
     driver: file.FileDriver, path: pathlib.Path, claimed: str | None
 ) -> None:
     with image_source.FileSource(path) as source:
-        image = image_source.file_image(source, 'raw')
+        image = image_source.describe(source, 'raw')
         if claimed:
             image = with_hash(image, claimed)
         with driver.open('v1', source.size) as writer:
@@ -277,7 +277,7 @@ def qcow2_rows(top: pathlib.Path, runs: int) -> Iterator[str]:
         copies.append(full_copy(top, path))
         root = top / 'backend'
         with image_source.FileSource(path) as source:
-            info = image_source.file_image(source, None)
+            info = image_source.describe(source, None)
             driver = Manager(file.FileDriver(root))
             for name, seconds in (('v1', first), ('v2', later)):
                 begun = time.perf_counter()
@@ -300,7 +300,7 @@ def clone_rows(kind: str, mount: pathlib.Path, runs: int) -> Iterator[str]:
                 image.write(os.urandom(units.Mi))
         ours, bare = [], []
         with image_source.FileSource(path) as source:
-            info = image_source.file_image(source, 'raw')
+            info = image_source.describe(source, 'raw')
             made = Manager(driver).create_volume_from_image(
                 f'first-{gib}', info, source
             )

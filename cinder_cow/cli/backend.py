@@ -13,6 +13,7 @@ from stevedore import exception as stevedore_errors
 from cinder_cow import exception
 from cinder_cow import manager
 from cinder_cow import opts
+from cinder_cow import scratch
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 
@@ -25,6 +26,7 @@ class Backend(manager.CreateVolumeFromImageMixin):
 
     def __init__(self, options: opts.BackendOptions) -> None:
         self.settings = opts.Settings.read(options)
+        scratch.Scratch(self.settings).sweep()
         self.driver = _load(options.get('cow_driver')).from_options(options)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: the image argument, progress, refusals."""
+"""What the commands share: sizes, progress, refusals."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -11,26 +11,9 @@ from cliff import columns
 from oslo_utils import units
 import tqdm
 
-from cinder_cow import image_info as images
-from cinder_cow import image_source
 from cinder_cow import plan as plans
 from cinder_cow import streaming
 from cinder_cow.refusal import Refusal
-
-
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--size',
-        metavar='GIB',
-        type=gib,
-        help='Size of the volume; default: that of the image, rounded up.',
-    )
-    parser.add_argument(
-        '--disk-format',
-        metavar='FORMAT',
-        help='The format the image is claimed to have (raw, qcow2, iso, '
-        'gpt, luks); default: what its content is.',
-    )
 
 
 def gib(text: str) -> int:
@@ -45,18 +28,6 @@ def gib(text: str) -> int:
             f'{text!r} is not a whole number of GiB from 1 to {2**33 - 1}'
         )
     return size * units.Gi
-
-
-@contextlib.contextmanager
-def opened_image(
-    path: str, claimed: str | None
-) -> Iterator[tuple[images.ImageInfo, image_source.ImageSource]]:
-    """Open an image given on the command line.
-
-    :raises ImageError: it cannot be read, or is no image
-    """
-    with image_source.FileSource(path) as source:
-        yield image_source.file_image(source, claimed), source
 
 
 @contextlib.contextmanager

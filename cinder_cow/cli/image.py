@@ -9,8 +9,9 @@ from cliff import lister
 from cinder_cow import plan as plans
 from cinder_cow.cli import backend
 from cinder_cow.cli import common
+from cinder_cow.cli import image_argument
 
-_NAMES = ('candidate', 'possible', 'reason', 'detail', 'remedy')
+_NAMES = ('candidate', 'possible', 'told_by', 'reason', 'detail', 'remedy')
 
 
 class PlanImage(lister.Lister):
@@ -22,19 +23,18 @@ class PlanImage(lister.Lister):
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
-        parser.add_argument(
-            'image', metavar='IMAGE', help='The path of an image.'
-        )
-        common.add_image_options(parser)
+        parser.add_argument('image', metavar='IMAGE', help=image_argument.HELP)
+        image_argument.add_options(parser)
         return parser
 
     def take_action(
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], Iterator[tuple[str | bool, ...]]]:
         manager = backend.from_arguments(self.app_args)
-        with common.opened_image(
-            parsed_args.image, parsed_args.disk_format
-        ) as (image, source):
+        with image_argument.opened(parsed_args, manager.settings) as (
+            image,
+            source,
+        ):
             plan = manager.plan_volume_from_image(
                 image, source, parsed_args.size
             )
@@ -44,7 +44,11 @@ class PlanImage(lister.Lister):
 def _rows(plan: plans.Plan) -> Iterator[tuple[str | bool, ...]]:
     for candidate in plan.candidates:
         if candidate.possible:
-            yield str(candidate), True, '', '', ''
+            yield str(candidate), True, candidate.told_by, '', '', ''
         for refusal in candidate.refusals:
-            row = common.refusal_row(candidate, refusal)
-            yield tuple(row.get(name, False) for name in _NAMES)
+            row: dict[str, str | bool] = {
+                'possible': False,
+                'told_by': candidate.told_by,
+                **common.refusal_row(candidate, refusal),
+            }
+            yield tuple(row[name] for name in _NAMES)

@@ -15,6 +15,7 @@ from cinder_cow import exporting
 from cinder_cow import outcome as outcomes
 from cinder_cow.cli import backend
 from cinder_cow.cli import common
+from cinder_cow.cli import image_argument
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 
@@ -31,17 +32,18 @@ class CreateVolume(show.ShowOne):
             '--image',
             metavar='IMAGE',
             required=True,
-            help='The path of an image.',
+            help=image_argument.HELP,
         )
-        common.add_image_options(parser)
+        image_argument.add_options(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Table:
         manager = backend.from_arguments(self.app_args)
         with (
-            common.opened_image(
-                parsed_args.image, parsed_args.disk_format
-            ) as (image, source),
+            image_argument.opened(parsed_args, manager.settings) as (
+                image,
+                source,
+            ),
             common.progress() as progress,
         ):
             outcome = manager.create_volume_from_image(
@@ -146,6 +148,7 @@ def _outcome(outcome: outcomes.Outcome) -> dict[str, Any]:
         'method': outcome.method.value,
         'base_made': outcome.base_made,
         'location': outcome.location,
+        'verified': outcome.verified,
         'seconds': round(outcome.seconds, 4),
         'bytes_copied': outcome.bytes_copied,
         'refusals': common.Refusals(

@@ -374,7 +374,7 @@ class TestFileDriver(test_base.BaseTestCase):
         driver = file.FileDriver(root / 'volumes')
         with image_source.FileSource(path) as source:
             outcome = test_manager.Manager(driver).create_volume_from_image(
-                'v1', image_source.file_image(source, None), source
+                'v1', image_source.describe(source, None), source
             )
         self.assertTrue(outcome.base_made)
         self.assertEqual(0, outcome.bytes_copied)

@@ -67,6 +67,7 @@ TEXTS = (
     'os_hash_algo',
     'os_hash_value',
     'direct_url',
+    'created_at',
 )
 HEXADECIMALS = ('checksum', 'os_hash_value')
 NUMBERS = ('size', 'virtual_size', 'min_disk')
@@ -138,7 +139,7 @@ class TestFromGlance(test_base.BaseTestCase):
             'os_hash_algo': 'sha512',
             'os_hash_value': 'cd' * 64,
             # A property of that name is no fact about the content.
-            'content_id': '',
+            'content_id': 'glance:2026-05-01T12:00:00Z',
         }
         found = {name: getattr(image, name) for name in expected}
         self.assertEqual(expected, found)
