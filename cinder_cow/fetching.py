@@ -49,7 +49,10 @@ def local(
             with image_source.FileSource(path, image.label) as fetched:
                 yield fetched, digest
         except BaseException as error:
-            file.keep = _is_worth_keeping(error)
+            file.keep = bool(file.size) and _is_worth_keeping(error)
+            if file.keep:
+                with contextlib.suppress(OSError):
+                    file.sync()
             raise
 
 

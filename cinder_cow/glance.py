@@ -6,7 +6,10 @@ Who we are to Glance is said as to every OpenStack client: clouds.yaml or
 Keystone.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import logging
 import re
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +21,7 @@ from keystoneauth1 import exceptions as ksa_errors
 from keystoneauth1 import session as ksa_session
 from openstack import config as openstack_config
 from openstack import exceptions as openstack_errors
+from oslo_log import log as oslo_logging
 import requests
 import urllib3
 
@@ -30,8 +34,11 @@ from cinder_cow import refusal
 from cinder_cow import remote_source
 from cinder_cow.refusal import Reason
 
-# The first Glance that has the locations call: API 2.17.
-_NO_CALL = {404, 405}
+LOG = oslo_logging.getLogger(__name__)
+
+# A Glance before API 2.17; the client answers 501 itself, by the versions
+# that Glance tells.
+_NO_CALL = {404, 405, 501}
 _DENIED = 403
 
 # What a request may raise.
@@ -42,6 +49,18 @@ _ERRORS = (
     requests.RequestException,
     urllib3.exceptions.HTTPError,
 )
+_CONNECTION = (
+    ksa_errors.ConnectionError,
+    glance_errors.BaseException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+)
+# What the client makes of an answer that is not what Glance would send:
+# HTML, a list, JSON of 100,000 brackets; and of a token that is no ASCII.
+_GARBAGE = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+
+# That a Keystone is not reached is told by the error too; in one line.
+logging.getLogger('keystoneauth.identity').setLevel(logging.ERROR)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,6 +70,22 @@ class Target:
     endpoint_override: str | None = None
     interface: str | list[str] | None = None
     region_name: str | None = None
+
+
+class _Adapter(http_session.BoundedAdapter):
+    """A bounded transport for clients that wrap errors and ask twice."""
+
+    @contextlib.contextmanager
+    def limit(self, seconds: float) -> Iterator[None]:
+        with super().limit(seconds):
+            try:
+                yield
+            except (*_ERRORS, *_GARBAGE):
+                if self.timed_out:
+                    raise http_session.Broken(
+                        f'no answer within {seconds:g} s'
+                    ) from None
+                raise
 
 
 class Glance:
@@ -64,7 +99,7 @@ class Glance:
     ) -> None:
         self._session = session
         self._settings = settings
-        self._adapter = http_session.BoundedAdapter()
+        self._adapter = _Adapter()
         session.timeout = settings.fetch_timeout
         for scheme in ('http://', 'https://'):
             session.mount(scheme, self._adapter)
@@ -92,16 +127,22 @@ class Glance:
         :param name: of the cloud; None: OS_CLOUD, or the other ``OS_*``
         :raises RequestError: GLANCE_UNAVAILABLE
         """
-        try:
-            cloud = openstack_config.OpenStackConfig().get_one(cloud=name)
-            session = cloud.get_session()
-            endpoint = cloud.get_endpoint('image')
-        except (
-            openstack_errors.ConfigException,
-            ksa_errors.ClientException,
-            OSError,
-        ) as error:
-            raise _unavailable(str(error)) from None
+        with _told_by_libraries() as told:
+            try:
+                cloud = openstack_config.OpenStackConfig().get_one(cloud=name)
+                session = cloud.get_session()
+                endpoint = cloud.get_endpoint('image')
+            except (
+                openstack_errors.ConfigException,
+                ksa_errors.ClientException,
+                OSError,
+            ) as error:
+                raise _unavailable('; '.join([*told, str(error)])) from None
+            except _GARBAGE:
+                told.append('clouds.yaml has not the form of such a file')
+                raise _unavailable('; '.join(told)) from None
+        for text in told:
+            LOG.warning('%s', text)
         target = Target(
             # The client adds the version.
             endpoint_override=endpoint and re.sub('/v2/?$', '', endpoint),
@@ -121,7 +162,7 @@ class Glance:
         try:
             with self._adapter.limit(self._settings.fetch_timeout):
                 record = dict(self._client.images.get(image_id))
-        except (http_session.Broken, *_ERRORS) as error:
+        except (http_session.Broken, *_ERRORS, *_GARBAGE) as error:
             raise _refused(image_id, error) from None
         told_by, hidden = self._locate(image_id, record)
         return dataclasses.replace(
@@ -166,12 +207,12 @@ class Glance:
         status: int | None = None
         try:
             with self._adapter.limit(self._settings.fetch_timeout):
-                told = self._client.images.get_image_locations(image_id)
-        except (http_session.Broken, *_ERRORS) as error:
+                told: Any = self._client.images.get_image_locations(image_id)
+        except (http_session.Broken, *_ERRORS, *_GARBAGE) as error:
             status = _status(error)
         else:
-            # The client's list is one of its own kind.
-            record['locations'] = list(told)
+            # The client's list is one of its own kind; it may be no list.
+            record['locations'] = told.wrapped
             record['direct_url'] = None
             return 'locations call', None
         for field in ('locations', 'direct_url'):
@@ -192,6 +233,7 @@ class _GlanceRemote(http_remote.HttpRemote):
     ) -> None:
         super().__init__(image.label, settings, adapter)
         self._image_id = image.id
+        self._size_told = image.size or 0
         self._client = client
 
     def ask(self, offset: int) -> requests.Response:
@@ -205,9 +247,19 @@ class _GlanceRemote(http_remote.HttpRemote):
                     raise_exc=False,
                 )
         except ksa_errors.RetriableConnectionFailure as error:
-            raise http_session.Broken(http_session.broken_why(error)) from None
+            raise http_session.Broken(_told(error)) from None
         except _ERRORS as error:
             raise _refused(self.label, error) from None
+
+    def check_readable(self) -> None:
+        # Its last byte, so that no more is sent than is asked for.
+        response = self.ask(max(0, self._size_told - 1))
+        try:
+            http_session.check_busy(response)
+            if response.status_code not in http_remote.NO_RANGE:
+                self.check_status(response)
+        finally:
+            response.close()
 
     def check_status(self, response: requests.Response) -> None:
         if response.status_code not in {200, 206}:
@@ -256,11 +308,17 @@ def _refused(
 
 
 def _told(error: Exception) -> str:
+    """Say what went wrong; never a token, which some errors quote."""
     if isinstance(error, http_session.Broken):
         return error.problem
-    if isinstance(
-        error, (ksa_errors.ConnectionError, glance_errors.BaseException)
-    ):
+    if isinstance(error, _GARBAGE) and not isinstance(error, UnicodeError):
+        return 'what answers there is not a Glance'
+    for cause in http_session.causes(error):
+        if isinstance(cause, requests.exceptions.InvalidProxyURL):
+            return 'its proxy is not one for HTTP'
+        if isinstance(cause, ValueError):
+            return 'its URL or the token has a form that cannot be sent'
+    if isinstance(error, _CONNECTION):
         return http_session.broken_why(error)
     return str(error) or type(error).__name__
 
@@ -271,15 +329,45 @@ def _unavailable(problem: str) -> exception.RequestError:
     )
 
 
+@contextlib.contextmanager
+def _told_by_libraries() -> Iterator[list[str]]:
+    """Collect warnings, for instance that clouds.yaml is no YAML.
+
+    They tell more than the error that follows, and it is told in one line.
+    """
+    collector = _Collector()
+    loggers = [logging.getLogger(name) for name in ('openstack', 'stevedore')]
+    for logger in loggers:
+        logger.addHandler(collector)
+        logger.propagate = False
+    try:
+        yield collector.told
+    finally:
+        for logger in loggers:
+            logger.removeHandler(collector)
+            logger.propagate = True
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.told: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append(' '.join(record.getMessage().split()))
+
+
 def _hidden(image: str, status: int | None) -> refusal.Refusal:
     """Say why neither the locations call nor the record told anything."""
     call = f'the locations call answers with status {status}'
-    remedy = (
-        'Let this user have the role service (fetch_image_location in the'
-        ' policy of Glance)'
-    )
+    remedy = 'Try again'
     if status is None:
         call = 'the locations call is not answered'
+    elif status == _DENIED:
+        remedy = (
+            'Let this user have the role service too (fetch_image_location in'
+            ' the policy of Glance)'
+        )
     elif status in _NO_CALL:
         call = 'it has no locations call'
         remedy = 'Upgrade Glance to one with API 2.17'

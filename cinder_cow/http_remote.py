@@ -17,7 +17,7 @@ from cinder_cow import remote_source
 from cinder_cow.refusal import Reason
 
 # A range was asked for, and refused: then all of it is asked for.
-_NO_RANGE = {400, 416, 501}
+NO_RANGE = {400, 416, 501}
 
 
 class HttpRemote(abc.ABC):
@@ -41,7 +41,7 @@ class HttpRemote(abc.ABC):
     def open(self, offset: int) -> remote_source.Body:
         response = self.ask(offset)
         try:
-            if offset and response.status_code in _NO_RANGE:
+            if offset and response.status_code in NO_RANGE:
                 response.close()
                 response = self.ask(0)
             http_session.check_busy(response)
@@ -65,6 +65,15 @@ class HttpRemote(abc.ABC):
     @property
     def checkable(self) -> bool:
         return False
+
+    def check_readable(self) -> None:
+        """Make sure that the image may be read, where it was not yet.
+
+        :raises Broken: it may be tried again
+        :raises ImageError: it may not be read
+        """
+        if self.size < 0:
+            self.open(0).close()
 
     @abc.abstractmethod
     def ask(self, offset: int) -> requests.Response:

@@ -35,8 +35,9 @@ _CONTENT_RANGE = re.compile(r'bytes (\d+)-(\d+)/(\d+)')
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_RETRY_AFTER = 30
 
-# It writes URLs with their queries (signed ones) at the level of debug.
-logging.getLogger(connectionpool.__name__).setLevel(logging.INFO)
+# It writes URLs with their queries (signed ones): of each request at the level
+# of debug, and as a warning where a header has no colon.
+logging.getLogger(urllib3.__name__).setLevel(logging.ERROR)
 
 
 class Broken(Exception):
@@ -72,21 +73,26 @@ class BoundedAdapter(adapters.HTTPAdapter):
         :raises Broken: it was over, or a connection failed
         """
         self.timed_out = False
+        # A server may keep a connection that was to be closed. Taken again,
+        # it would not be watched.
+        self.close()
         timer = threading.Timer(seconds, self._shut)
         timer.daemon = True
         timer.start()
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError):
-            if self.timed_out:
-                raise Broken(f'no answer within {seconds:g} s') from None
-            raise
+            if not self.timed_out:
+                raise
         finally:
             timer.cancel()
             with self._lock:
                 for sock in self._sockets:
                     sock.close()
                 self._sockets.clear()
+        # No error: headers that end with the connection count as all.
+        if self.timed_out:
+            raise Broken(f'no answer within {seconds:g} s')
 
     def _shut(self) -> None:
         with self._lock:
@@ -96,8 +102,14 @@ class BoundedAdapter(adapters.HTTPAdapter):
                     sock.shutdown(socket.SHUT_RDWR)
 
     def watch(self, sock: socket.socket) -> None:
-        """Keep a second handle of a connection: TLS takes the first away."""
+        """Keep a second handle of a connection: TLS takes the first away.
+
+        That of the request before would keep its connection half open: a
+        gunicorn waited 2 s for the end of it, and served nobody meanwhile.
+        """
         with self._lock:
+            while self._sockets:
+                self._sockets.pop().close()
             self._sockets.append(sock.dup())
 
     # Of HTTPAdapter
@@ -107,6 +119,9 @@ class BoundedAdapter(adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = _pools(self)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:  # noqa: ANN401 - passed through
+        if proxy.lower().startswith('socks'):
+            # Its connections are of a kind of its own, that have no limit.
+            raise requests.exceptions.InvalidProxyURL('SOCKS')
         manager = super().proxy_manager_for(proxy, **options)
         manager.pool_classes_by_scheme = _pools(self)
         return manager
@@ -115,6 +130,18 @@ class BoundedAdapter(adapters.HTTPAdapter):
         self, request: requests.PreparedRequest, **options: object
     ) -> None:
         request.headers['Connection'] = 'close'
+
+    def build_response(
+        self,
+        request: requests.PreparedRequest,
+        answer: Any,  # noqa: ANN401 - passed through
+    ) -> requests.Response:
+        response = super().build_response(request, answer)
+        if response.is_redirect:
+            # requests would read all of its body, which may never end: 2 GB
+            # of memory were taken in 4 s.
+            answer.close()
+        return response
 
 
 def _pools(
@@ -198,6 +225,9 @@ def begin(response: requests.Response, offset: int, size: int) -> int:
     encoding = response.headers.get('Content-Encoding', 'identity')
     if encoding != 'identity':
         raise ValueError(f'it is sent as {encoding}, which was not asked for')
+    if 'Transfer-Encoding' in response.headers:
+        # What is between chunks may come as slowly as it likes.
+        raise ValueError('it is sent in chunks, and was not before')
     if response.status_code == requests.codes.ok:
         return 0
     found = _CONTENT_RANGE.fullmatch(response.headers.get('Content-Range', ''))
@@ -216,10 +246,11 @@ def check_busy(response: requests.Response) -> None:
     """
     if response.status_code not in _BUSY:
         return
-    wait = response.headers.get('Retry-After', '')
+    told = response.headers.get('Retry-After', '')
+    is_wait = told.isdecimal() and len(told) < 10
     raise Broken(
         f'status {response.status_code}',
-        min(int(wait), _MAX_RETRY_AFTER) if wait.isdigit() else None,
+        min(int(told), _MAX_RETRY_AFTER) if is_wait else None,
     )
 
 

@@ -7,7 +7,9 @@ Proxies, CA files and credentials are those of requests: ``http_proxy``,
 
 import hashlib
 import http.client
+import itertools
 import json
+import re
 import urllib.parse
 
 import requests
@@ -25,6 +27,28 @@ from cinder_cow.refusal import Reason
 _MAX_REDIRECTS = 5
 _DENIED = {401, 403, 407}
 _GONE = {404, 410}
+# What else it may be, nothing good comes of printing and sending it.
+_VALIDATOR = re.compile('[ -~]{1,200}')
+_NOT_HTTP = 'its answer is not HTTP'
+# What another try does not change.
+_FOR_GOOD: tuple[tuple[type[Exception], str], ...] = (
+    (
+        requests.TooManyRedirects,
+        f'it redirects more than {_MAX_REDIRECTS} times',
+    ),
+    (
+        requests.exceptions.SSLError,
+        '{why}; its CA can be named in REQUESTS_CA_BUNDLE',
+    ),
+    (requests.exceptions.ProxyError, 'the proxy: {why}'),
+    # Two lengths, for instance; we send none that is invalid.
+    (requests.exceptions.InvalidHeader, _NOT_HTTP),
+    (
+        ValueError,
+        'its URL, or that of a redirect or a proxy, is none that can be used',
+    ),
+    (urllib3.exceptions.HTTPError, _NOT_HTTP),
+)
 
 
 class HttpSource(remote_source.RemoteSource):
@@ -106,31 +130,31 @@ class _HttpRemote(http_remote.HttpRemote):
                     stream=True,
                     timeout=self.timeout,
                 )
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as e:
-            why = self._why_for_good(e)
-            if why:
-                self.fail(Reason.SOURCE_FAILED, problem=why)
-            raise http_session.Broken(http_session.broken_why(e)) from None
+        # Also errors that are none of requests: ValueError of a URL to which
+        # it redirects, OSError of a CA file that is not there.
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            why = http_session.broken_why(error)
+            for_good = self._why_for_good(error, why)
+        # Not in the block above: they hold the URL, and would be printed as
+        # the context of ours.
+        if for_good:
+            self.fail(Reason.SOURCE_FAILED, problem=for_good)
+        raise http_session.Broken(why)
 
-    def _why_for_good(self, error: Exception) -> str:
+    def _why_for_good(self, error: Exception, why: str) -> str:
         """Say why another try would fail too; '' where it might not."""
-        why = http_session.broken_why(error)
-        if isinstance(error, requests.TooManyRedirects):
-            return f'it redirects more than {_MAX_REDIRECTS} times'
-        if isinstance(error, requests.exceptions.SSLError):
-            return f'{why}; its CA can be named in REQUESTS_CA_BUNDLE'
-        if isinstance(error, requests.exceptions.ProxyError):
-            return f'the proxy: {why}'
-        if not isinstance(error, (requests.ConnectionError, requests.Timeout)):
-            # InvalidSchema and its like: of a redirect.
-            return 'it redirects to what is no http or https URL'
+        for kind, told in _FOR_GOOD:
+            if isinstance(error, kind):
+                return told.format(why=why)
+        if not isinstance(error, requests.RequestException):
+            return 'REQUESTS_CA_BUNDLE names no file that can be read'
         for cause in http_session.causes(error):
             if isinstance(cause, urllib3.exceptions.NewConnectionError):
                 # Before anything came it is most likely a wrong URL.
                 return why if self.size < 0 else ''
             if isinstance(cause, http.client.HTTPException):
                 is_over = isinstance(cause, http.client.RemoteDisconnected)
-                return '' if is_over else 'its answer is not HTTP'
+                return '' if is_over else _NOT_HTTP
         return ''
 
     def check_status(self, response: requests.Response) -> None:
@@ -153,10 +177,10 @@ class _HttpRemote(http_remote.HttpRemote):
 
     def validator_of(self, response: requests.Response) -> str:
         """Return the strong ETag, else the date; see RFC 9110, 13.1.5."""
-        etag = response.headers.get('ETag', '')
-        if etag and not etag.startswith('W/'):
+        etag, date = map(response.headers.get, ('ETag', 'Last-Modified'))
+        if etag and _VALIDATOR.fullmatch(etag) and not etag.startswith('W/'):
             return etag
-        return response.headers.get('Last-Modified', '')
+        return date if date and _VALIDATOR.fullmatch(date) else ''
 
     def close(self) -> None:
         self._session.close()
@@ -167,4 +191,4 @@ def _is_downgraded(response: requests.Response) -> bool:
         one.url.lower().startswith('https:')
         for one in (*response.history, response)
     ]
-    return any(secure) and not secure[-1]
+    return any(one and not next_ for one, next_ in itertools.pairwise(secure))

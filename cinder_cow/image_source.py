@@ -77,6 +77,12 @@ class Resumable(Protocol):
         :raises ImageError: it cannot be read
         """
 
+    def check_readable(self) -> None:
+        """Make sure that it may be read, where nothing of it is read.
+
+        :raises ImageError: it may not
+        """
+
 
 class FileSource:
     """A local file; a context manager.

@@ -148,6 +148,9 @@ class _Planner:
             )
             return refusal, image.virtual_size or image.size or 0
         if self._base and self._base.facts.source_format == image.disk_format:
+            if isinstance(self._source, image_source.Resumable):
+                # Who may not read an image gets no bytes of it from a base.
+                self._source.check_readable()
             return None, self._base.facts.content_size
         found = formats.inspect_source(self._source, image.disk_format)
         size = found.virtual_size

@@ -282,7 +282,7 @@ _TEXTS: dict[Reason, _Text] = {
     ),
     Reason.LOCATION_INVALID: _Text(
         _("'%(location)s' is not a location: %(problem)s"),
-        _('Correct the location in the image record.'),
+        _('Correct it, in the image record or on the command line.'),
     ),
     Reason.NOT_IN_BACKEND: _Text(
         _("%(location)s is outside of back end '%(backend)s'"),

@@ -6,10 +6,11 @@ so that no byte is fetched twice, and a connection that breaks is opened
 again at the byte it had reached, as long as it gets on.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+import functools
 import time
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 from oslo_log import log as logging
 from oslo_utils import units
@@ -18,6 +19,8 @@ from cinder_cow import exception
 from cinder_cow import http_session
 from cinder_cow import opts
 from cinder_cow.refusal import Reason
+
+_Answer = TypeVar('_Answer')
 
 LOG = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Remote(Protocol):
     """An image on a server.
 
     :ivar label: the image, for messages
-    :ivar size: bytes; known once it was opened
+    :ivar size: bytes; negative until it was opened
     :ivar resumable: that a later connection goes on with the same bytes is
         told by it, or by a hash
     :ivar checkable: opening it again shows whether it changed
@@ -76,6 +79,9 @@ class Remote(Protocol):
         :raises ImageError: it may not, or the image is another one now
         """
 
+    def check_readable(self) -> None:
+        """Make sure that the image may be read; errors as of ``open``."""
+
     def close(self) -> None: ...
 
 
@@ -98,7 +104,8 @@ class RemoteSource:
 
     @property
     def size(self) -> int:
-        self.head(1)
+        if self._remote.size < 0:
+            self.head(1)
         return self._remote.size
 
     def head(self, length: int) -> bytes:
@@ -125,6 +132,8 @@ class RemoteSource:
     def pieces_from(self, offset: int) -> Iterator[bytes]:
         head, rest, self._rest = self._head, self._rest, None
         if rest is None or offset > len(head):
+            if rest is not None:
+                rest.close()
             yield from self._from(offset)
             return
         if head[offset:]:
@@ -135,6 +144,10 @@ class RemoteSource:
     def check_unchanged(self) -> None:
         if self._remote.checkable:
             self._open(self.size - 1, _Patience(self._attempts)).close()
+
+    def check_readable(self) -> None:
+        patience = _Patience(self._attempts)
+        self._persist(self._remote.check_readable, 0, patience)
 
     def close(self) -> None:
         if self._rest is not None:
@@ -196,9 +209,15 @@ class RemoteSource:
                 offset = at
 
     def _open(self, offset: int, patience: '_Patience') -> Body:
+        ask = functools.partial(self._remote.open, offset)
+        return self._persist(ask, offset, patience)
+
+    def _persist(
+        self, ask: Callable[[], _Answer], offset: int, patience: '_Patience'
+    ) -> _Answer:
         while True:
             try:
-                return self._remote.open(offset)
+                return ask()
             except http_session.Broken as error:
                 self._wait(patience, error, offset)
 

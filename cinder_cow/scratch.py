@@ -208,13 +208,19 @@ class Scratch:
         """
         keep = self._settings.scratch_keep if keep is None else keep
         for name in self._names():
-            with self._locked(self._lock(name)) as lock:
-                if lock is None:
-                    continue
-                age = time.time() - os.fstat(lock).st_mtime
-                if age >= keep:
-                    LOG.info('Removing %s, kept for %d s', name, age)
-                    self._remove(name)
+            # Nobody's command fails for what others left.
+            with contextlib.suppress(OSError, exception.BackendError):
+                self._sweep_one(name, keep)
+
+    def _sweep_one(self, name: str, keep: float) -> None:
+        # Not made if another one has just removed it.
+        with self._locked(self._lock(name), create=0) as lock:
+            if lock is None:
+                return
+            age = time.time() - os.fstat(lock).st_mtime
+            if age >= keep:
+                LOG.info('Removing %s, kept for %d s', name, age)
+                self._remove(name)
 
     # Private
 
@@ -225,7 +231,8 @@ class Scratch:
         return self.path / f'{name}.lock'
 
     def _names(self) -> list[str]:
-        if not self.path.is_dir():
+        # In a directory of another one, the names may be anything.
+        if not self._is_private():
             return []
         return sorted(path.stem for path in self.path.glob('*.lock'))
 
@@ -252,10 +259,16 @@ class Scratch:
             return None if lock is None else os.dup(lock)
 
     @contextlib.contextmanager
-    def _locked(self, path: pathlib.Path) -> Iterator[int | None]:
-        """Give a lock file that is ours in the block, or None."""
-        flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(path, flags, 0o600)
+    def _locked(
+        self, path: pathlib.Path, create: int = os.O_CREAT
+    ) -> Iterator[int | None]:
+        """Give a lock file that is ours in the block, or None.
+
+        :raises BackendError: SCRATCH_UNUSABLE, NO_SPACE
+        """
+        flags = create | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        with self.translated():
+            lock = os.open(path, flags, 0o600)
         try:
             held = file_locks.try_lock(lock, fcntl.LOCK_EX)
             # Else it was removed by its last holder.
@@ -270,20 +283,26 @@ class Scratch:
         try:
             with contextlib.suppress(FileExistsError):
                 self.path.mkdir(mode=0o700)
-            found = self.path.lstat()
         except OSError as error:
             problem = error.strerror or str(error)
         else:
-            if (
-                not stat.S_ISDIR(found.st_mode)
-                or found.st_uid != os.geteuid()
-                or found.st_mode & 0o077
-            ):
+            if not self._is_private():
                 problem = 'it is not a directory of this user alone'
         if problem:
             raise exception.BackendError.because(
                 Reason.SCRATCH_UNUSABLE, path=str(self.path), problem=problem
             )
+
+    def _is_private(self) -> bool:
+        try:
+            found = self.path.lstat()
+        except OSError:
+            return False
+        return (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.geteuid()
+            and not found.st_mode & 0o077
+        )
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:

@@ -56,8 +56,13 @@ def from_arguments(arguments: argparse.Namespace | None) -> Backend:
                 'Name one that there is with --backend.',
             )
         return Backend(opts.BackendOptions(conf, name))
-    except cfg.Error as error:
+    except (cfg.Error, UnicodeDecodeError) as error:
         raise _unknown(str(error), 'Correct the configuration.') from error
+    except RecursionError:
+        # oslo.config follows "a = $a" until it fails.
+        raise _unknown(
+            'an option refers to itself', 'Correct the configuration.'
+        ) from None
 
 
 def _embedded() -> Backend:

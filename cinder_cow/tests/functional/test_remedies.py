@@ -15,7 +15,9 @@ import shutil
 import subprocess
 import tempfile
 
+import fixtures
 from oslotest import base as test_base
+import requests
 
 from cinder_cow import exception
 from cinder_cow import exporting
@@ -25,11 +27,18 @@ from cinder_cow import image_source
 from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow.cli import backend as backends
+from cinder_cow.cli import image_argument
 from cinder_cow.drivers import base
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.refusal import Reason
+from cinder_cow.tests import corpus
+from cinder_cow.tests import http_place
+from cinder_cow.tests import http_server
+from cinder_cow.tests import services
 from cinder_cow.tests import storage
+from cinder_cow.tests.http_behaviour import Behaviour
+from cinder_cow.tests.http_behaviour import Framing
 
 GIB = 2**30
 
@@ -102,7 +111,7 @@ class TestRemedies(test_base.BaseTestCase):
     def create(self, path, claimed=None, size=None, change=None):
         self.count += 1
         with image_source.FileSource(path) as source:
-            image = image_source.file_image(source, claimed)
+            image = image_source.describe(source, claimed)
             if change:
                 image = dataclasses.replace(image, **change)
             return self.manager.create_volume_from_image(
@@ -111,7 +120,7 @@ class TestRemedies(test_base.BaseTestCase):
 
     def plan(self, path, change=None, size=None):
         with image_source.FileSource(path) as source:
-            image = image_source.file_image(source, None)
+            image = image_source.describe(source, None)
             if change:
                 image = dataclasses.replace(image, **change)
             return self.manager.plan_volume_from_image(image, source, size)
@@ -310,7 +319,7 @@ class TestRemedies(test_base.BaseTestCase):
     def test_image_not_found(self):
         path = self.top / 'not-there'
         remedy = self.refused(Reason.IMAGE_NOT_FOUND, self.create, path)
-        self.assertIn('the path of a file this user may read', remedy)
+        self.assertIn('Give the path, URL or Glance id', remedy)
         self.create(self.raw('not-there'))
 
     def test_image_not_active(self):
@@ -334,7 +343,7 @@ class TestRemedies(test_base.BaseTestCase):
     def test_image_changed(self):
         path = self.raw()
         with image_source.FileSource(path) as source:
-            image = image_source.file_image(source, None)
+            image = image_source.describe(source, None)
             path.write_bytes(b'x' * 1024)
             remedy = self.refused(
                 Reason.IMAGE_CHANGED,
@@ -374,9 +383,9 @@ class TestRemedies(test_base.BaseTestCase):
         self.create(path, claimed=right)
 
     def test_format_unsupported(self):
-        path = self.top / 'image.vdi'
+        path = self.top / 'image.qed'
         subprocess.run(
-            ['qemu-img', 'convert', '-O', 'vdi', self.raw(), path], check=True
+            ['qemu-img', 'convert', '-O', 'qed', self.raw(), path], check=True
         )
         remedy = self.refused(Reason.FORMAT_UNSUPPORTED, self.create, path)
         self.assertIn('qemu-img convert -O qcow2 OLD NEW', remedy)
@@ -479,7 +488,7 @@ class TestRemedies(test_base.BaseTestCase):
         remedy = self.refused_candidate(
             Reason.LOCATION_INVALID, 'clone of rbd', path, change
         )
-        self.assertIn('Correct the location', remedy)
+        self.assertIn('Correct it', remedy)
         image = images.ImageInfo.from_glance(
             self.record(locations=[{'url': 'rbd://f/b/c/d', 'metadata': {}}])
         )
@@ -581,7 +590,7 @@ class TestRemedies(test_base.BaseTestCase):
     def test_busy(self):
         path = self.raw()
         with image_source.FileSource(path) as source:
-            key = base.BaseKey.of(image_source.file_image(source, None))
+            key = base.BaseKey.of(image_source.describe(source, None))
         assert key is not None
         self.driver = file.FileDriver(self.top / 'volumes', base_wait=0.2)
         self.manager = Manager(self.driver, cow_fallback='refuse')
@@ -615,11 +624,226 @@ class TestRemedies(test_base.BaseTestCase):
         self.create(path)
 
 
+class TestHttpRemedies(http_place.HttpTestCase):
+    """Remedies of what stands in the way of an image on a server."""
+
+    def setUp(self):
+        super().setUp()
+        self.place = http_place.Place(self.top, fetch_attempts=1)
+
+    def serve(self, kind='qcow2', /, **options):
+        server = http_server.Server(
+            {'/image': Behaviour(http_place.image(kind), **options)}
+        )
+        self.addCleanup(server.__exit__, None, None, None)
+        return server.__enter__()
+
+    def create(self, server, **options):
+        self.place.create(server.url('/image'), **options)
+        self.assertTrue(self.place.is_right(http_place.image('raw')))
+
+    def refused(self, reason, server, **options):
+        """Create; it must be refused for that reason. Return the remedy."""
+        try:
+            self.place.create(server.url('/image'), **options)
+        except exception.CowError as error:
+            self.assertIs(reason, error.reason, str(error))
+            self.assertEqual([], self.place.made())
+            return error.refusal.remedy
+        raise AssertionError(f'{reason} was not raised')
+
+    def open(self, image):
+        arguments = argparse.Namespace(
+            image=image, disk_format=None, hash=None, os_cloud=None
+        )
+        with image_argument.opened(arguments, self.place.settings):
+            pass
+
+    def test_url_unsupported(self):
+        error = self.assertRaises(
+            exception.RequestError, self.open, 'ftp://host/image'
+        )
+        self.assertIs(Reason.URL_UNSUPPORTED, error.reason)
+        self.assertIn('a path, an http or https URL', error.refusal.remedy)
+        self.open(self.serve().url('/image'))
+
+    def test_scratch_unusable(self):
+        self.place = http_place.Place(self.top, scratch_dir='/proc')
+        remedy = self.refused(Reason.SCRATCH_UNUSABLE, self.serve())
+        self.assertIn('Set cow_scratch_dir to a directory', remedy)
+        self.place = http_place.Place(self.top)
+        self.create(self.serve())
+
+    def test_source_denied(self):
+        server = self.serve(auth=('user', 'geheim'))
+        remedy = self.refused(Reason.SOURCE_DENIED, server)
+        self.assertIn('for instance in ~/.netrc', remedy)
+        netrc = self.top / 'netrc'
+        netrc.write_text('machine 127.0.0.1 login user password geheim\n')
+        netrc.chmod(0o600)
+        self.useFixture(fixtures.EnvironmentVariable('NETRC', str(netrc)))
+        self.create(server)
+
+    def test_source_failed(self):
+        server = self.serve(statuses=(503,))
+        remedy = self.refused(Reason.SOURCE_FAILED, server)
+        self.assertIn('Try again', remedy)
+        self.create(server)
+
+    def test_size_unknown(self):
+        server = self.serve(framing=Framing.CHUNKED)
+        remedy = self.refused(Reason.SIZE_UNKNOWN, server)
+        self.assertIn('Download it, and give the file', remedy)
+        path = self.top / 'image'
+        path.write_bytes(requests.get(server.url('/image'), timeout=9).content)
+        self.open(str(path))
+
+    def test_hash_required(self):
+        self.place = http_place.Place(self.top, require_hash=True)
+        server = self.serve()
+        remedy = self.refused(Reason.HASH_REQUIRED, server)
+        self.assertIn('Give it with --hash', remedy)
+        self.assertIn('cow_require_hash = false in section [file]', remedy)
+        content = http_place.image('qcow2')
+        self.create(server, hash_=http_place.sha256(content))
+        self.place = http_place.Place(self.top / '2', require_hash=False)
+        self.create(server)
+
+    def test_expands_too_far(self):
+        path = self.top / 'qcow2'
+        corpus.shared_cluster(path)
+        # Of its 32 times 512 MiB, three are enough.
+        start = corpus.get(path, corpus.L1_OFFSET) + 3 * 8
+        corpus.put(path, (start, '>29Q'), *[0] * 29)
+        server = self.serve()
+        server.put('/image', path)
+        remedy = self.refused(Reason.EXPANDS_TOO_FAR, server)
+        (times,) = re.findall(r'Raise cow_max_expansion to (\d+)', remedy)
+        self.place = http_place.Place(self.top, max_expansion=int(times))
+        self.place.create(server.url('/image'))
+
+    def test_no_scratch_space(self):
+        server = self.serve()
+        with storage.mounted('ext4', 16 * 2**20) as mount:
+            (mount / 'filler').write_bytes(os.urandom(10 * 2**20))
+            self.place = http_place.Place(self.top, scratch_dir=str(mount))
+            remedy = self.refused(Reason.NO_SCRATCH_SPACE, server)
+            self.assertIn('Free some, or set cow_scratch_dir', remedy)
+            (mount / 'filler').unlink()
+            self.create(server)
+        self.place = http_place.Place(self.top / '2')
+        self.create(server)
+
+
+class TestGlanceRemedies(test_base.BaseTestCase):
+    """Remedies of what a Glance, or who asks it, stands in the way of."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
+        cls.addClassCleanup(shutil.rmtree, top)
+        cls.glance = cls.enterClassContext(
+            services.Glance(pathlib.Path(top) / 'glance')
+        )
+
+    def setUp(self):
+        super().setUp()
+        self.top = pathlib.Path(
+            tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
+        )
+        self.addCleanup(shutil.rmtree, self.top)
+        for name in [n for n in os.environ if n.startswith('OS_')]:
+            self.useFixture(fixtures.EnvironmentVariable(name))
+
+    def uploaded(self, glance):
+        return glance.create(data=os.urandom(4096), token='alice:p1:member')
+
+    def plan(self, image_id, user=None, **options):
+        """Plan as the command does, for a user of OpenStack's variables."""
+        for name, value in (user or {}).items():
+            self.useFixture(fixtures.EnvironmentVariable(name, value))
+        arguments = argparse.Namespace(
+            image=image_id,
+            **{'disk_format': None, 'hash': None, 'os_cloud': None, **options},
+        )
+        settings = opts.Settings()
+        with image_argument.opened(arguments, settings) as (image, source):
+            ours = Manager(file.FileDriver(self.top / 'volumes'))
+            return ours.plan_volume_from_image(image, source)
+
+    def refused(self, reason, *arguments, **options):
+        error = self.assertRaises(
+            exception.RequestError, self.plan, *arguments, **options
+        )
+        self.assertIs(reason, error.reason)
+        return error.refusal.remedy
+
+    def hidden(self, *arguments):
+        (refusal,) = self.plan(*arguments).candidates[0].refusals
+        self.assertIs(Reason.LOCATIONS_HIDDEN, refusal.reason)
+        return refusal.remedy
+
+    def told_by(self, *arguments):
+        return self.plan(*arguments).candidates[0].told_by
+
+    def test_glance_unavailable(self):
+        glance = self.glance
+        image_id = self.uploaded(glance)
+        remedy = self.refused(Reason.GLANCE_UNAVAILABLE, image_id)
+        self.assertIn('Set OS_CLOUD, or OS_AUTH_URL and its like', remedy)
+        self.assertIn('OS_AUTH_TYPE=none and OS_ENDPOINT', remedy)
+        user = {'OS_AUTH_TYPE': 'none', 'OS_ENDPOINT': glance.url}
+        self.plan(image_id, user)
+
+    def test_locations_hidden(self):
+        glance = self.glance
+        image_id = self.uploaded(glance)
+        member = glance.environment('alice:p1:member')
+        remedy = self.hidden(image_id, member)
+        self.assertIn('have the role service too (fetch_image_l', remedy)
+        self.assertIn('set show_image_direct_url = true', remedy)
+        service = glance.environment('alice:p1:member,service')
+        self.assertEqual('locations call', self.told_by(image_id, service))
+        # Or what the words in brackets mean.
+        self.hidden(image_id, member)
+        policy = glance.directory / 'policy.json'
+        policy.write_text('{"fetch_image_location": "role:member"}')
+        # Glance reads it where its time is later than it was.
+        later = policy.stat().st_mtime + 10
+        os.utime(policy, (later, later))
+        self.assertEqual('locations call', self.told_by(image_id, member))
+
+    def test_locations_hidden_but_in_the_record(self):
+        top = self.top / 'glance'
+        with services.Glance(top, show_direct_url=True) as glance:
+            image_id = self.uploaded(glance)
+            told_by = self.told_by(
+                image_id, glance.environment('alice:p1:member')
+            )
+        self.assertEqual('direct_url of the record', told_by)
+
+    def test_has_record(self):
+        glance = self.glance
+        image_id = self.uploaded(glance)
+        for option in ({'disk_format': 'raw'}, {'hash': 'md5:' + '0' * 32}):
+            remedy = self.refused(Reason.HAS_RECORD, image_id, **option)
+            self.assertIn('Leave out --disk-format and --hash', remedy)
+        self.plan(image_id, glance.environment())
+
+
 class TestComplete(test_base.BaseTestCase):
     def test_every_reason_has_its_test(self):
         missing = [
             reason.value
             for reason in Reason
-            if not hasattr(TestRemedies, f'test_{reason.value}')
+            if not any(
+                hasattr(tests, f'test_{reason.value}')
+                for tests in (
+                    TestRemedies,
+                    TestHttpRemedies,
+                    TestGlanceRemedies,
+                )
+            )
         ]
         self.assertEqual([], missing)
