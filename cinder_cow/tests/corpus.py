@@ -823,15 +823,22 @@ BAD = [
     ),
     *bad(
         Reason.NOT_AN_IMAGE,
+        ('text', _file(b'#!/bin/sh\necho this is no disk\n')),
+        ('odd_size_unclaimed', raw(holey(MI) + b'odd')),
+        ('gzip', _compressed_file(gzip.compress)),
+        ('xz', _compressed_file(lzma.compress)),
+    ),
+]
+
+# What a path may name instead of a file.
+NO_FILES = [
+    *bad(
+        Reason.NOT_AN_IMAGE,
         ('directory', lambda path: path.mkdir()),
         ('directory_as_raw', lambda path: path.mkdir(), 'raw'),
         ('pipe', os.mkfifo),
         ('pipe_as_raw', os.mkfifo, 'raw'),
         ('device', lambda path: path.symlink_to('/dev/zero')),
-        ('text', _file(b'#!/bin/sh\necho this is no disk\n')),
-        ('odd_size_unclaimed', raw(holey(MI) + b'odd')),
-        ('gzip', _compressed_file(gzip.compress)),
-        ('xz', _compressed_file(lzma.compress)),
     ),
     *bad(
         Reason.IMAGE_NOT_FOUND,

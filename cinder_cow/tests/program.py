@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,22 @@ class ProgramTestCase(test_base.BaseTestCase):
         self.wait_half_way(process)
         process.send_signal(number)
         return self.finish(process)
+
+
+def peak_memory(process):
+    """Wait for the end of a program; tell the most memory it took, in bytes.
+
+    Not by its usage as a child: to that belongs what this process had when it
+    made it.
+    """
+    status = pathlib.Path(f'/proc/{process.pid}/status')
+    deadline = time.monotonic() + LIMIT
+    peak = 0
+    while process.poll() is None and time.monotonic() < deadline:
+        found = re.search(r'VmHWM:\s+(\d+) kB', status.read_text())
+        peak = int(found[1]) * 1024 if found else peak
+        time.sleep(0.01)
+    return peak
 
 
 SIGNALS = {'sigint': signal.SIGINT, 'sigterm': signal.SIGTERM}

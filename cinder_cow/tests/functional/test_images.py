@@ -46,7 +46,7 @@ LIMIT_SECONDS = 10
 # Of each image that is cut everywhere.
 RANDOM_CUTS = 15
 GOOD = [*corpus.GOOD, *corpus_disks.GOOD]
-BAD = [*corpus.BAD, *corpus_disks.BAD]
+BAD = [*corpus.BAD, *corpus.NO_FILES, *corpus_disks.BAD]
 CUT = [*corpus.CUT, *corpus_disks.CUT]
 # From linux/inotify.h
 IN_OPEN = 0x20
