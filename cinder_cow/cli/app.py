@@ -76,7 +76,26 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _leave)
     # Long reasons and remedies are folded to the terminal's width.
     os.environ.setdefault('CLIFF_FIT_WIDTH', '1')
-    return CowApp().run(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    if problem := lost_value(words):
+        sys.stderr.write(f'cinder-cow: error: {problem}\n')
+        return 2
+    return CowApp().run(words)
+
+
+def lost_value(words: list[str]) -> str:
+    """Tell of an option whose value argparse of Python 3.11 would lose.
+
+    It gives "--hash=--" an empty list: the hash would not be looked at.
+
+    :returns: what is wrong, or ''
+    """
+    for word in words:
+        if word == '--':
+            break  # what follows are no options
+        if word.startswith('--') and word.endswith('=--'):
+            return f'argument {word[:-3]}: expected one argument'
+    return ''
 
 
 def _open_standard_files() -> None:

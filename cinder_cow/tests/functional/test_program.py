@@ -227,6 +227,8 @@ class TestRefusals(program.ProgramTestCase):
         ['volume', 'create', 'v1'],
         ['volume', 'create', 'v1', '--image', 'x', '--size', '0'],
         ['volume', 'create', 'v1', '--image', 'x', '--size', 'much'],
+        ['volume', 'create', 'v1', '--image', 'x', '--hash=--'],
+        ['volume', 'create', 'v1', '--image', 'x', '--size=--'],
         ['volume', 'extend', 'v1', '-1'],
         ['volume', 'list', '-f', 'nonsense'],
         ['nonsense'],
