@@ -57,7 +57,10 @@ virtual_environment() {
     stamp=$(cat "${files[@]}" "$ROOT"/{constraints.txt,setup.cfg} |
         sha256sum | cut -d' ' -f1)
     local done_file="$VENV/.done-$stamp"
-    [ -e "$done_file" ] && [ -x "$VENV/bin/cinder-cow" ] && return 0
+    if [ -e "$done_file" ] && [ -x "$VENV/bin/cinder-cow" ]; then
+        ceph_modules
+        return 0
+    fi
     say "Making $VENV (Python packages from PyPI)"
     [ -x "$VENV/bin/python" ] || python3 -m venv "$VENV" || return 1
     local args=() file
@@ -68,7 +71,24 @@ virtual_environment() {
     "$VENV/bin/python" -m pip --disable-pip-version-check install -q \
         -c "$ROOT/constraints.txt" "${args[@]}" -e "$ROOT" \
         >"$LOG" 2>&1 || { cat "$LOG" >&2; return 1; }
+    ceph_modules
     touch "$done_file"
+}
+
+# Show .venv Debian's modules rados and rbd, which are not on PyPI, and not
+# the other packages beside them. They are for one minor version of Python:
+# with another one, the tests that need them are skipped.
+ceph_modules() {
+    local packages=/usr/lib/python3/dist-packages site suffix module
+    { read -r site && read -r suffix; } < <("$VENV/bin/python" -c 'if True:
+        import sysconfig
+        print(sysconfig.get_path("purelib"))
+        print(sysconfig.get_config_var("EXT_SUFFIX"))')
+    for module in rados rbd; do
+        [ -e "$packages/$module$suffix" ] || continue
+        ln -sfn "$packages/$module$suffix" "$packages/$module"-*.egg-info \
+            "$site/"
+    done
 }
 
 # Make .venv-services: the services of OpenStack that tests talk to, apart
