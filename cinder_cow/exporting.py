@@ -26,18 +26,30 @@ def export(
 ) -> None:
     """Write a volume's bytes to a new file, with its holes as holes.
 
-    The file has no name until it is whole; none that exists is overwritten.
-
     :raises RequestError: EXPORT_EXISTS, EXPORT_FAILED
     :raises BackendError: BUSY: the volume was written to meanwhile
     """
+    with new_file(path) as descriptor:
+        file = direct_io.DirectWriter(os.dup(descriptor), reader.size)
+        with contextlib.closing(file):
+            _copy(reader, file, report)
+            file.flush()
+        reader.check_unchanged()
+
+
+@contextlib.contextmanager
+def new_file(path: pathlib.Path) -> Iterator[int]:
+    """Open a file that gets its name when the block has filled it.
+
+    Where the block fails there is no file; none that exists is overwritten.
+
+    :raises RequestError: EXPORT_EXISTS; EXPORT_FAILED, also for an OSError
+        of the block
+    """
     try:
+        _check_free(path)
         with _unnamed(path.parent) as descriptor:
-            file = direct_io.DirectWriter(os.dup(descriptor), reader.size)
-            with contextlib.closing(file):
-                _copy(reader, file, report)
-                file.flush()
-            reader.check_unchanged()
+            yield descriptor
             _name(descriptor, path)
     except FileExistsError:
         raise exception.RequestError.because(
@@ -47,6 +59,12 @@ def export(
         raise exception.RequestError.because(
             Reason.EXPORT_FAILED, path=str(path), problem=str(error)
         ) from error
+
+
+def _check_free(path: pathlib.Path) -> None:
+    """Find out before all the work, and not only at its end."""
+    if os.path.lexists(path):
+        raise FileExistsError
 
 
 def _copy(

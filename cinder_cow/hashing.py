@@ -19,9 +19,11 @@ from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow.refusal import Reason
 
-# Pieces that may wait to be hashed; with pieces of 1 MiB, 8 MiB of memory.
-_DEPTH = 8
+# Pieces that may wait to be hashed; with pieces of 4 MiB, 16 MiB of memory.
+_DEPTH = 4
 _ZEROS = bytes(units.Mi)
+# Seconds until a thread that does not end is told so again.
+_AGAIN = 0.1
 # Hexadecimal digits of each algorithm whose length is fixed ("shake" has
 # none).
 LENGTHS = {
@@ -121,9 +123,12 @@ class _ThreadHasher:
         return f'{self._algorithm}:{found}'
 
     def stop(self) -> None:
-        if self._thread.is_alive():
-            self._queue.put(None)
-            self._thread.join()
+        # Not once only: where a signal has broken off a notify() of the
+        # queue, the next one wakes nobody (threading.Condition).
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=_AGAIN)
+            self._thread.join(_AGAIN)
 
     def _work(self) -> None:
         while (piece := self._queue.get()) is not None:

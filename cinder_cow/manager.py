@@ -20,6 +20,7 @@ from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import outcome as outcomes
 from cinder_cow import plan as plans
+from cinder_cow import reader_source
 from cinder_cow import streaming
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
@@ -119,12 +120,9 @@ class _Attempt:
         location, base_made = candidate.location, False
         if candidate.kind is plans.Kind.PREPARE_BASE:
             location, base_made = self._prepare_base()
-        if location is None:
-            self._stream()
-        else:
-            self._clone(location)
+        volume = self._clone(location) if location else self._stream()
         return outcomes.Outcome(
-            volume=self._driver.show(self._volume_name),
+            volume=volume,
             candidate=candidate,
             base_made=base_made,
             location=str(location or ''),
@@ -140,17 +138,19 @@ class _Attempt:
             return ''
         return ':'.join(claimed)
 
-    def _clone(self, location: image_location.Location) -> None:
+    def _clone(self, location: image_location.Location) -> base.VolumeInfo:
         assert isinstance(self._driver, base.Cloner)
+        image = self._image.at(location)
         with self._phase('clone'):
-            self._driver.clone(self._image.at(location), self._volume_name)
+            return self._driver.clone(image, self._volume_name)
 
-    def _stream(self) -> None:
+    def _stream(self) -> base.VolumeInfo:
         with self._phase('stream') as phase:
             size = self._plan.size
             with self._driver.open(self._volume_name, size) as writer:
                 phase.bytes = self._fill(writer).bytes_copied
                 writer.close()
+        return self._driver.show(self._volume_name)
 
     def _prepare_base(self) -> tuple[image_location.Location, bool]:
         """Make the base, or wait for whoever is making it already."""
@@ -176,9 +176,12 @@ class _Attempt:
         return made.location, True
 
     def _fill(self, sink: base.Sink) -> streaming.Filled:
-        return filling.fill(
-            sink, self._image, self._source, self._settings, self._report
-        )
+        with reader_source.nearest(
+            self._image, self._source, self._driver
+        ) as source:
+            return filling.fill(
+                sink, self._image, source, self._settings, self._report
+            )
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator['_Running']:

@@ -20,9 +20,9 @@ DRIVERS = 'cinder_cow.drivers'
 OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
         'cow_driver',
-        default='file',
         help='Name of the driver that makes the volumes, as registered in '
-        'the entry point group cinder_cow.drivers.',
+        'the entry point group cinder_cow.drivers. When unset: "rbd" where '
+        'volume_driver is an RBD driver, else "file".',
     ),
     cfg.BoolOpt(
         'cow_enabled',

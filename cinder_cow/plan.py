@@ -24,9 +24,10 @@ from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 from cinder_cow.refusal import refuse
+from cinder_cow.refusal import Verdict
 
 # What Glance says of an image that has its data.
-_ACTIVE = 'active'
+ACTIVE = 'active'
 
 
 class Method(enum.Enum):
@@ -98,6 +99,38 @@ def make(
     return _Planner(image, source, driver, settings, size).plan()
 
 
+def forbidden(
+    image: images.ImageInfo,
+    size: int,
+    settings: opts.Settings,
+    backend: str = '',
+) -> Iterator[Refusal]:
+    """Tell what the options have against an image.
+
+    :param size: bytes of it or of its disk, which of them is more
+    :param backend: where they are set; by default as the settings tell
+    """
+    try:
+        expected = hashing.expected(image)
+    except exception.ImageError as error:
+        yield error.refusal
+    else:
+        if settings.require_hash and expected is None:
+            yield refuse(
+                Reason.HASH_REQUIRED,
+                image=image.label,
+                backend=backend or settings.backend,
+            )
+    if size > settings.max_image_size:
+        yield refuse(
+            Reason.IMAGE_TOO_LARGE,
+            image=image.label,
+            size=size,
+            size_gib=_gib(size),
+            limit=settings.max_image_size,
+        )
+
+
 class _Planner:
     def __init__(
         self,
@@ -113,6 +146,7 @@ class _Planner:
         self._source = source
         self._key = base.BaseKey.of(image)
         self._base = self._find_base()
+        self._verdicts = dict(self._judge_locations())
         self._claim_refusal, self._content_size = self._look()
         needed = max(self._content_size, image.min_disk)
         self._size = _gib(needed) * units.Gi if size is None else size
@@ -133,16 +167,32 @@ class _Planner:
             return None
         return self._driver.find_base(self._key)
 
+    def _judge_locations(
+        self,
+    ) -> Iterator[tuple[image_location.Location, Verdict]]:
+        """Ask the driver about each location, where that is of any use."""
+        if (
+            not isinstance(self._driver, base.Cloner)
+            or not self._settings.cow_enabled
+            or self._image.status != ACTIVE
+        ):
+            return
+        for location in self._image.locations:
+            if not isinstance(location, image_location.MalformedLocation):
+                image = self._image.at(location)
+                yield location, self._driver.cloneable(image)
+
     def _look(self) -> tuple[Refusal | None, int]:
         """Compare the image's bytes with its claim, where that is not done.
 
-        It was, when its base was made; then nothing is read, which of an
-        image on a server takes as long as all the rest of a clone.
+        It was, when its base was made, or by the driver where it is; then
+        nothing is read, which of an image on a server takes as long as all
+        the rest of a clone.
 
         :returns: what is wrong with them, and bytes of the disk in them
         """
         image = self._image
-        if image.status != _ACTIVE:
+        if image.status != ACTIVE:
             refusal = refuse(
                 Reason.IMAGE_NOT_ACTIVE, image=image.label, status=image.status
             )
@@ -152,6 +202,9 @@ class _Planner:
                 # Who may not read an image gets no bytes of it from a base.
                 self._source.check_readable()
             return None, self._base.facts.content_size
+        for verdict in self._verdicts.values():
+            if verdict and verdict.content_size is not None:
+                return None, verdict.content_size
         found = formats.inspect_source(self._source, image.disk_format)
         size = found.virtual_size
         return (
@@ -169,24 +222,12 @@ class _Planner:
         image, label = self._image, self._image.label
         if self._claim_refusal:
             yield self._claim_refusal
-        if image.status != _ACTIVE:
+        if image.status != ACTIVE:
             return
-        try:
-            expected = hashing.expected(image)
-        except exception.ImageError as error:
-            yield error.refusal
-        else:
-            if self._settings.require_hash and expected is None:
-                yield self._refuse(Reason.HASH_REQUIRED, image=label)
         largest = max(self._needed, self._stored)
-        if largest > self._settings.max_image_size:
-            yield refuse(
-                Reason.IMAGE_TOO_LARGE,
-                image=label,
-                size=largest,
-                size_gib=_gib(largest),
-                limit=self._settings.max_image_size,
-            )
+        yield from forbidden(
+            image, largest, self._settings, self._driver.backend
+        )
         if self._needed > self._size:
             yield refuse(
                 Reason.VOLUME_TOO_SMALL,
@@ -214,7 +255,10 @@ class _Planner:
                 )
             )
         elif isinstance(self._driver, base.Cloner):
-            refusals += _refusal_of(self._driver, self._image.at(location))
+            verdict = self._verdicts.get(location)
+            # A verdict that refuses is false.
+            if verdict is not None and verdict.refusal:
+                refusals.append(verdict.refusal)
         else:
             refusals.append(self._refuse(Reason.NOT_CLONEABLE))
         return Candidate(

@@ -25,6 +25,8 @@ class Reason(enum.Enum):
     VOLUME_EXISTS = 'volume_exists'
     VOLUME_NOT_FOUND = 'volume_not_found'
     VOLUME_TOO_SMALL = 'volume_too_small'
+    VOLUME_IN_USE = 'volume_in_use'
+    VOLUME_HAS_SNAPSHOTS = 'volume_has_snapshots'
     SHRINK = 'shrink'
     EXPORT_EXISTS = 'export_exists'
     EXPORT_FAILED = 'export_failed'
@@ -39,6 +41,8 @@ class Reason(enum.Enum):
     NOT_CLONEABLE = 'not_cloneable'
     NO_BASE_KEEPING = 'no_base_keeping'
     TOOL_MISSING = 'tool_missing'
+    CEPH_UNAVAILABLE = 'ceph_unavailable'
+    NO_POOL = 'no_pool'
     # The image
     IMAGE_NOT_FOUND = 'image_not_found'
     IMAGE_NOT_ACTIVE = 'image_not_active'
@@ -65,6 +69,15 @@ class Reason(enum.Enum):
     LOCATIONS_HIDDEN = 'locations_hidden'
     LOCATION_INVALID = 'location_invalid'
     NOT_IN_BACKEND = 'not_in_backend'
+    NO_SNAPSHOT = 'no_snapshot'
+    OTHER_CLUSTER = 'other_cluster'
+    NOT_RAW = 'not_raw'
+    LOCATION_UNTRUSTED = 'location_untrusted'
+    POOL_DENIED = 'pool_denied'
+    POOL_NOT_FOUND = 'pool_not_found'
+    LOCATION_NOT_FOUND = 'location_not_found'
+    SNAPSHOT_NOT_FOUND = 'snapshot_not_found'
+    SNAPSHOT_UNPROTECTED = 'snapshot_unprotected'
     # Bases
     NO_BASE = 'no_base'
     NO_IDENTITY = 'no_identity'
@@ -75,6 +88,7 @@ class Reason(enum.Enum):
     NO_SPACE = 'no_space'
     NO_SCRATCH_SPACE = 'no_scratch_space'
     BUSY = 'busy'
+    CEPH_TIMED_OUT = 'ceph_timed_out'
     CONVERSION_FAILED = 'conversion_failed'
     BACKEND_ERROR = 'backend_error'
 
@@ -104,6 +118,17 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.VOLUME_TOO_SMALL: _Text(
         _("image '%(image)s' needs %(needed)d bytes, the volume has %(size)d"),
         _('Make the volume at least %(needed_gib)d GiB large.'),
+    ),
+    Reason.VOLUME_IN_USE: _Text(
+        _("volume '%(volume)s' is open in %(clients)s"),
+        _('Detach it, or end these clients; then delete it again.'),
+    ),
+    Reason.VOLUME_HAS_SNAPSHOTS: _Text(
+        _(
+            "volume '%(volume)s' has the snapshots %(snapshots)s; cloned of"
+            ' them: %(children)s'
+        ),
+        _('Delete what was cloned of it and its snapshots first.'),
     ),
     Reason.SHRINK: _Text(
         _("volume '%(volume)s' has %(size)d bytes, more than %(new_size)d"),
@@ -163,6 +188,20 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.TOOL_MISSING: _Text(
         _("the program '%(tool)s' is not on the PATH"),
         _('Install it: apt-get install %(package)s.'),
+    ),
+    Reason.CEPH_UNAVAILABLE: _Text(
+        _(
+            "the Ceph cluster of back end '%(backend)s' is out of reach:"
+            ' %(problem)s'
+        ),
+        _('%(remedy)s'),
+    ),
+    Reason.NO_POOL: _Text(
+        _("the pool '%(pool)s' of back end '%(backend)s' does not exist"),
+        _(
+            'Set rbd_pool to one that is there, or make it: ceph osd pool'
+            ' create %(pool)s; rbd pool init %(pool)s.'
+        ),
     ),
     Reason.IMAGE_NOT_FOUND: _Text(
         _("image '%(image)s' cannot be read: %(problem)s"),
@@ -288,6 +327,58 @@ _TEXTS: dict[Reason, _Text] = {
         _("%(location)s is outside of back end '%(backend)s'"),
         _('Use a back end that holds it, or let a base be made here.'),
     ),
+    Reason.NO_SNAPSHOT: _Text(
+        _('%(location)s names no snapshot in a cluster'),
+        _(
+            'Let Glance write the location whole'
+            ' (rbd://FSID/POOL/IMAGE/SNAPSHOT): upload the image again.'
+        ),
+    ),
+    Reason.OTHER_CLUSTER: _Text(
+        _(
+            "%(location)s is in another cluster than back end '%(backend)s',"
+            ' which is in %(fsid)s'
+        ),
+        _('Copy the image to a Glance store in cluster %(fsid)s too.'),
+    ),
+    Reason.NOT_RAW: _Text(
+        _("image '%(image)s' is %(format)s; Ceph clones raw images only"),
+        _('Upload it as raw: qemu-img convert -O raw OLD NEW.'),
+    ),
+    Reason.LOCATION_UNTRUSTED: _Text(
+        _('%(location)s is not trusted: %(problem)s'),
+        _('%(remedy)s'),
+    ),
+    Reason.POOL_DENIED: _Text(
+        _('client.%(user)s may not use %(location)s'),
+        _(
+            'Let it, with what else it needs added, for this replaces its'
+            ' caps: ceph auth caps client.%(user)s %(caps)s.'
+        ),
+    ),
+    Reason.POOL_NOT_FOUND: _Text(
+        _('the pool of %(location)s does not exist'),
+        _('Correct the location in the image record.'),
+    ),
+    Reason.LOCATION_NOT_FOUND: _Text(
+        _('the image at %(location)s does not exist any more'),
+        _('Upload the image again.'),
+    ),
+    Reason.SNAPSHOT_NOT_FOUND: _Text(
+        _('the snapshot of %(location)s does not exist'),
+        _(
+            'Make it: rbd snap create %(snapshot)s; rbd snap protect'
+            ' %(snapshot)s; or upload the image again.'
+        ),
+    ),
+    Reason.SNAPSHOT_UNPROTECTED: _Text(
+        _('the snapshot of %(location)s is not protected'),
+        _(
+            'Protect it: rbd snap protect %(snapshot)s; or let Ceph make'
+            ' clones of version 2: ceph osd set-require-min-compat-client'
+            ' mimic.'
+        ),
+    ),
     Reason.NO_BASE: _Text(
         _("back end '%(backend)s' has no base of image '%(image)s' yet"),
         _('Create a volume from the image: the first one makes the base.'),
@@ -325,6 +416,13 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.BUSY: _Text(
         _('%(what)s is held by %(owner)s; waited %(seconds)d s'),
         _('Try again when it has ended, or end it.'),
+    ),
+    Reason.CEPH_TIMED_OUT: _Text(
+        _(
+            "the cluster of back end '%(backend)s' did not answer within"
+            ' %(seconds)d s: %(problem)s'
+        ),
+        _('Look at "ceph -s": monitors, OSDs and placement groups.'),
     ),
     Reason.CONVERSION_FAILED: _Text(
         _("image '%(image)s' could not be converted: %(problem)s"),
@@ -387,9 +485,14 @@ def refuse(reason: Reason, **facts: Any) -> Refusal:  # noqa: ANN401
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer of ``cloneable``: true, or false with its refusal."""
+    """The answer of ``cloneable``: true, or false with its refusal.
+
+    :param content_size: bytes of the disk there, of a driver that compares
+        the bytes with the claim itself; then nobody else needs to
+    """
 
     refusal: Refusal | None = None
+    content_size: int | None = None
 
     def __bool__(self) -> bool:
         return self.refusal is None

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from oslo_utils import units
 
-# Bytes read at once.
-CHUNK = units.Mi
+# Bytes read at once: an object of Ceph, usually, so that it need not be
+# gathered to be written.
+CHUNK = 4 * units.Mi
 # Runs of zeros shorter than this are written: a hole in every page would
 # cost a write call each, and a seek for whoever reads it.
 GRANULE = 64 * units.Ki

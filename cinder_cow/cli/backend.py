@@ -19,6 +19,8 @@ from cinder_cow.refusal import Reason
 
 CINDER_CONF = '/etc/cinder/cinder.conf'
 EMBEDDED = 'file'
+# The classes of Cinder's and our own.
+_RBD_DRIVERS = ('.RBDDriver', '.CowRBDDriver')
 
 
 class Backend(manager.CreateVolumeFromImageMixin):
@@ -27,7 +29,7 @@ class Backend(manager.CreateVolumeFromImageMixin):
     def __init__(self, options: opts.BackendOptions) -> None:
         self.settings = opts.Settings.read(options)
         scratch.Scratch(self.settings).sweep()
-        self.driver = _load(options.get('cow_driver')).from_options(options)
+        self.driver = _load(_driver_of(options)).from_options(options)
 
 
 def from_arguments(arguments: argparse.Namespace | None) -> Backend:
@@ -92,6 +94,16 @@ def _only_backend(conf: cfg.ConfigOpts) -> str:
         'the configuration has not exactly one back end enabled',
         f'Name one with --backend: {", ".join(names) or "its section"}.',
     )
+
+
+def _driver_of(options: opts.BackendOptions) -> str:
+    """Name the driver; for an operator's own cinder.conf, by Cinder's."""
+    options.register([cfg.StrOpt('volume_driver', default='')])
+    named: str | None = options.get('cow_driver')
+    if named:
+        return named
+    is_rbd = options.get('volume_driver').endswith(_RBD_DRIVERS)
+    return 'rbd' if is_rbd else EMBEDDED
 
 
 def _load(name: str) -> type[base.Driver]:

@@ -3,14 +3,22 @@
 
 import argparse
 from collections.abc import Iterator
+import pathlib
+from typing import Any
 
 from cliff import lister
+from cliff import show
 
+from cinder_cow import exception
 from cinder_cow import plan as plans
+from cinder_cow import raw_fetch
 from cinder_cow.cli import backend
 from cinder_cow.cli import common
 from cinder_cow.cli import image_argument
+from cinder_cow.refusal import Reason
 
+# What a back end of files is known by; see drivers/file_layout.py.
+_LAYOUT = 'cow-layout'
 _NAMES = ('candidate', 'possible', 'told_by', 'reason', 'detail', 'remedy')
 
 
@@ -31,7 +39,7 @@ class PlanImage(lister.Lister):
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], Iterator[tuple[str | bool, ...]]]:
         manager = backend.from_arguments(self.app_args)
-        with image_argument.opened(parsed_args, manager.settings) as (
+        with image_argument.opened(parsed_args, manager) as (
             image,
             source,
         ):
@@ -39,6 +47,58 @@ class PlanImage(lister.Lister):
                 image, source, parsed_args.size
             )
         return _NAMES, _rows(plan)
+
+
+class FetchImage(show.ShowOne):
+    """Write the disk of an image to a new raw file.
+
+    An image that the back end has is read there.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        parser = super().get_parser(prog_name)
+        parser.add_argument('image', metavar='IMAGE', help=image_argument.HELP)
+        parser.add_argument(
+            'path', metavar='PATH', type=pathlib.Path, help='The file.'
+        )
+        image_argument.add_claims(parser)
+        return parser
+
+    def take_action(
+        self, parsed_args: argparse.Namespace
+    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        manager = backend.from_arguments(self.app_args)
+        _check_outside(parsed_args.path)
+        with (
+            image_argument.opened(parsed_args, manager) as (image, source),
+            common.progress() as progress,
+        ):
+            fetched = raw_fetch.fetch_to_raw(
+                image,
+                source,
+                parsed_args.path,
+                manager.settings,
+                manager.driver,
+                progress,
+            )
+        names = ('path', 'size', 'bytes_copied', 'verified', 'seconds')
+        return names, (
+            fetched.name,
+            fetched.size,
+            fetched.bytes_copied,
+            fetched.verified,
+            round(fetched.seconds, 4),
+        )
+
+
+def _check_outside(path: pathlib.Path) -> None:
+    """Refuse to put a file among the volumes: it would become one."""
+    if (path.parent / _LAYOUT).exists():
+        raise exception.RequestError.because(
+            Reason.EXPORT_FAILED,
+            path=str(path),
+            problem='that directory is a back end',
+        )
 
 
 def _rows(plan: plans.Plan) -> Iterator[tuple[str | bool, ...]]:

@@ -12,11 +12,17 @@ from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import image_source
+from cinder_cow import manager
 from cinder_cow import opts
+from cinder_cow import reader_source
 from cinder_cow.cli import common
+from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
 
-HELP = 'The image: a path, an http or https URL, or a Glance id.'
+HELP = (
+    'The image: a path, an http or https URL, a Glance id, or the location of'
+    ' one in Ceph (rbd://FSID/POOL/IMAGE/SNAPSHOT).'
+)
 
 Opened = tuple[images.ImageInfo, image_source.ImageSource]
 
@@ -28,6 +34,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=common.gib,
         help='Size of the volume; default: that of the image, rounded up.',
     )
+    add_claims(parser)
+
+
+def add_claims(parser: argparse.ArgumentParser) -> None:
+    """Add what is said about an image, and where it is asked for."""
     parser.add_argument(
         '--disk-format',
         metavar='FORMAT',
@@ -63,40 +74,68 @@ def _hash(text: str) -> str:
 
 @contextlib.contextmanager
 def opened(
-    arguments: argparse.Namespace, settings: opts.Settings
+    arguments: argparse.Namespace, backend: manager.CreateVolumeFromImageMixin
 ) -> Iterator[Opened]:
     """Open the image that a command line names.
 
     :raises ImageError: it cannot be read, or is no image
     :raises RequestError: URL_UNSUPPORTED, GLANCE_UNAVAILABLE
+    :raises BackendError: it is in another back end, or not trusted
     """
     text = arguments.image
     if '://' in text:
-        kind = _at_url
+        location = image_location.parse(text)
+        if isinstance(location, image_location.RbdLocation):
+            kind = _in_backend(arguments, backend, location)
+        else:
+            kind = _at_url(arguments, backend.settings, location)
     elif _is_uuid(text):
-        kind = _in_glance
+        kind = _in_glance(arguments, backend.settings)
     else:
-        kind = _in_file
-    with kind(arguments, settings) as (image, source):
+        kind = _in_file(arguments)
+    with kind as (image, source):
         yield image, source
 
 
 @contextlib.contextmanager
-def _in_file(
-    arguments: argparse.Namespace, settings: opts.Settings
-) -> Iterator[Opened]:
+def _in_file(arguments: argparse.Namespace) -> Iterator[Opened]:
     with image_source.FileSource(arguments.image) as source:
         yield _described(source, arguments), source
 
 
 @contextlib.contextmanager
+def _in_backend(
+    arguments: argparse.Namespace,
+    backend: manager.CreateVolumeFromImageMixin,
+    location: image_location.RbdLocation,
+) -> Iterator[Opened]:
+    """Open an image by its location, as if a record named it."""
+    driver = backend.driver
+    if not isinstance(driver, base.ImageReader):
+        raise exception.BackendError.because(
+            Reason.NOT_IN_BACKEND,
+            location=str(location),
+            backend=driver.backend,
+        )
+    unknown = images.ImageInfo(location.image, location.image, disk_format='')
+    with (
+        driver.read_image(unknown.at(location)) as reader,
+        reader_source.ReaderSource(
+            reader, location.image, location.image, location.url
+        ) as source,
+    ):
+        yield _described(source, arguments).at(location), source
+
+
+@contextlib.contextmanager
 def _at_url(
-    arguments: argparse.Namespace, settings: opts.Settings
+    arguments: argparse.Namespace,
+    settings: opts.Settings,
+    location: image_location.ParsedLocation,
 ) -> Iterator[Opened]:
     # 75 ms to import; who makes volumes of files need not pay them.
     from cinder_cow import http_source
 
-    location = image_location.parse(arguments.image)
     if not isinstance(location, image_location.HttpLocation):
         raise exception.RequestError.because(
             Reason.URL_UNSUPPORTED,

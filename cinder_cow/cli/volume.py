@@ -40,7 +40,7 @@ class CreateVolume(show.ShowOne):
     def take_action(self, parsed_args: argparse.Namespace) -> _Table:
         manager = backend.from_arguments(self.app_args)
         with (
-            image_argument.opened(parsed_args, manager.settings) as (
+            image_argument.opened(parsed_args, manager) as (
                 image,
                 source,
             ),

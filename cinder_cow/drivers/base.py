@@ -15,7 +15,8 @@ Words: *volume_name* is checked by :func:`.common.check_volume_name`; the name
 of a base is :attr:`BaseKey.name`; sizes, offsets and lengths are bytes.
 
 Optional abilities are the separate protocols :class:`Cloner`,
-:class:`BaseKeeper`, :class:`QemuTarget` and :class:`FileTarget`: a driver has
+:class:`ImageReader`, :class:`BaseKeeper`, :class:`QemuTarget` and
+:class:`FileTarget`: a driver has
 one when it has its methods. Ask with ``isinstance``.
 
 What drivers share, and may take from :mod:`cinder_cow.drivers.common`, is no
@@ -318,7 +319,11 @@ class Cloner(Protocol):
     """Makes copy-on-write volumes of an image's location."""
 
     def cloneable(self, image_info: images.ImageInfo) -> refusal.Verdict:
-        """Whether the one location of image_info can be cloned here."""
+        """Whether the one location of image_info can be cloned here.
+
+        A driver whose clones begin with bytes that nobody has looked at
+        compares them with the claim itself, and tells the size.
+        """
 
     def clone(
         self, image_info: images.ImageInfo, volume_name: str
@@ -331,6 +336,17 @@ class Cloner(Protocol):
         :raises RequestError: INVALID_NAME, VOLUME_EXISTS, VOLUME_TOO_SMALL
         :raises BackendError: NO_SPACE, BACKEND_ERROR, and what ``cloneable``
             refuses
+        """
+
+
+@runtime_checkable
+class ImageReader(Protocol):
+    """Reads images where they are, if that is where its volumes are."""
+
+    def read_image(self, image_info: images.ImageInfo) -> Reader:
+        """Open the one location of image_info for reading.
+
+        :raises BackendError: it is not here, not trusted or not readable
         """
 
 

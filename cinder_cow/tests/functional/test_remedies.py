@@ -37,6 +37,7 @@ from cinder_cow.tests import http_place
 from cinder_cow.tests import http_server
 from cinder_cow.tests import services
 from cinder_cow.tests import storage
+from cinder_cow.tests.functional import test_rbd_remedies
 from cinder_cow.tests.http_behaviour import Behaviour
 from cinder_cow.tests.http_behaviour import Framing
 
@@ -656,7 +657,7 @@ class TestHttpRemedies(http_place.HttpTestCase):
         arguments = argparse.Namespace(
             image=image, disk_format=None, hash=None, os_cloud=None
         )
-        with image_argument.opened(arguments, self.place.settings):
+        with image_argument.opened(arguments, self.place):
             pass
 
     def test_url_unsupported(self):
@@ -767,9 +768,8 @@ class TestGlanceRemedies(test_base.BaseTestCase):
             image=image_id,
             **{'disk_format': None, 'hash': None, 'os_cloud': None, **options},
         )
-        settings = opts.Settings()
-        with image_argument.opened(arguments, settings) as (image, source):
-            ours = Manager(file.FileDriver(self.top / 'volumes'))
+        ours = Manager(file.FileDriver(self.top / 'volumes'))
+        with image_argument.opened(arguments, ours) as (image, source):
             return ours.plan_volume_from_image(image, source)
 
     def refused(self, reason, *arguments, **options):
@@ -843,6 +843,7 @@ class TestComplete(test_base.BaseTestCase):
                     TestRemedies,
                     TestHttpRemedies,
                     TestGlanceRemedies,
+                    test_rbd_remedies.TestRbdRemedies,
                 )
             )
         ]

@@ -21,6 +21,8 @@ from cinder_cow.cli import app
 from cinder_cow.drivers import base
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
+from cinder_cow.drivers import rbd_leases
+from cinder_cow.drivers import rbd_parents
 
 ROOT = pathlib.Path(__file__).parents[3]
 DOCS = ROOT / 'doc/source'
@@ -44,6 +46,28 @@ def read(name):
 
 def one_line(text):
     return ' '.join(text.split())
+
+
+def abilities(driver):
+    """Ask a driver for its optional abilities."""
+    with driver.open('v1', 4096) as sink:
+        return {
+            'Cloner': isinstance(driver, base.Cloner),
+            'BaseKeeper': isinstance(driver, base.BaseKeeper),
+            'ImageReader': isinstance(driver, base.ImageReader),
+            'QemuTarget': isinstance(sink, base.QemuTarget),
+            'FileTarget': isinstance(sink, base.FileTarget),
+        }
+
+
+def told_abilities(name):
+    """Tell what the table in the reference has of a driver."""
+    _, _, table = read('reference/index.rst').partition('list-table')
+    head, *rows = re.findall(
+        r'\* - (\S+)\n +- (\w+)\n +- (\w+)\n +- (\w+)\n', table
+    )
+    column = head.index(name)
+    return {row[0].strip('`'): row[column] == 'yes' for row in rows}
 
 
 class DocsTestCase(test_base.BaseTestCase):
@@ -180,8 +204,9 @@ class TestOptions(DocsTestCase):
         self.assertIs(opts.list_opts, point.load())
 
     def test_options_that_are_named_exist(self):
-        # Some codes begin like an option.
+        # Some codes begin like an option, and what we keep in a pool.
         known = self.known() | {reason.value for reason in refusal.Reason}
+        known |= {rbd_leases.OBJECT, rbd_parents._VERDICTS}
         for path, text in self.pages():
             for name in _OPTION.findall(text):
                 self.assertIn(name, known, path)
@@ -243,15 +268,4 @@ class TestPages(DocsTestCase):
         driver: Any = memory.MemoryDriver()
         if name == 'file':
             driver = file.FileDriver(top / 'volumes')
-        with driver.open('v1', 4096) as sink:
-            found = {
-                'Cloner': isinstance(driver, base.Cloner),
-                'BaseKeeper': isinstance(driver, base.BaseKeeper),
-                'QemuTarget': isinstance(sink, base.QemuTarget),
-                'FileTarget': isinstance(sink, base.FileTarget),
-            }
-        _, _, table = read('reference/index.rst').partition('list-table')
-        head, *rows = re.findall(r'\* - (\S+)\n +- (\w+)\n +- (\w+)\n', table)
-        column = head.index(name)
-        told = {row[0].strip('`'): row[column] == 'yes' for row in rows}
-        self.assertEqual(found, told)
+        self.assertEqual(abilities(driver), told_abilities(name))

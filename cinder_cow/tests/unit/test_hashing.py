@@ -3,6 +3,8 @@
 
 import hashlib
 import threading
+import time
+from typing import Any
 
 import ddt
 import hypothesis
@@ -242,3 +244,29 @@ class TestThread(Case):
                 pieces = failing(count, kind)
                 self.assertRaises(kind, check, image(checksum='0'), pieces)
                 self.assertEqual(self.before, threads())
+
+    def test_after_a_signal_in_the_middle_of_waking_it(self):
+        ended = threading.Event()
+
+        def work():
+            with hashing.hasher(image(checksum=MD5_OF_ABC)) as given:
+                hasher: Any = given
+                waiters = hasher._queue.not_empty._waiters
+                stale = wait_for(waiters, None)
+                hasher.update(b'abc')
+                wait_for(waiters, stale)
+                # So notify() leaves it that could not finish.
+                waiters.appendleft(stale)
+            ended.set()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        self.assertTrue(ended.wait(10))
+        thread.join()
+
+
+def wait_for(waiters, other):
+    """Wait until a thread waits, by another lock; return that."""
+    while not waiters or waiters[0] is other:
+        time.sleep(0.001)
+    return waiters[0]

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only user of librados and librbd.
+
+What is said of them here was tried with Ceph 16.2.
+"""
+
+from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import NO_MODULES
+from cinder_cow.drivers.ceph.calls import NoConnectionError
+from cinder_cow.drivers.ceph.calls import NoPoolError
+from cinder_cow.drivers.ceph.calls import translated
+from cinder_cow.drivers.ceph.connection import Cluster
+from cinder_cow.drivers.ceph.connection import connected
+from cinder_cow.drivers.ceph.connection import Connection
+from cinder_cow.drivers.ceph.connection import disconnect
+from cinder_cow.drivers.ceph.header import Header
+from cinder_cow.drivers.ceph.images import allocated
+from cinder_cow.drivers.ceph.images import children
+from cinder_cow.drivers.ceph.images import Image
+from cinder_cow.drivers.ceph.images import is_migrating
+from cinder_cow.drivers.ceph.images import parent_name
+from cinder_cow.drivers.ceph.images import snapshots
+from cinder_cow.drivers.ceph.images import stored
+from cinder_cow.drivers.ceph.images import watchers
+from cinder_cow.drivers.ceph.pool import Entry
+from cinder_cow.drivers.ceph.pool import Pool
+from cinder_cow.drivers.ceph.rows import Lock
+from cinder_cow.drivers.ceph.rows import Rows
+
+__all__ = [
+    'NO_MODULES',
+    'CephError',
+    'Cluster',
+    'Connection',
+    'Entry',
+    'Header',
+    'Image',
+    'Lock',
+    'NoConnectionError',
+    'NoPoolError',
+    'Pool',
+    'Rows',
+    'allocated',
+    'children',
+    'connected',
+    'disconnect',
+    'is_migrating',
+    'parent_name',
+    'snapshots',
+    'stored',
+    'translated',
+    'watchers',
+]

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How librados and librbd are called: what they cannot do is a CephError."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+
+try:
+    import rados
+    import rbd
+except ImportError as _error:  # Debian: python3-rados, python3-rbd
+    _missing = str(_error)
+else:
+    _missing = ''
+
+# What a client is told that was shut out.
+_LOST = {errno.ESHUTDOWN, errno.ENOTCONN}
+# There are no libraries to call.
+NO_MODULES = errno.ENOSYS
+
+
+class CephError(Exception):
+    """A call of librados or librbd failed.
+
+    :param errno: as the library tells it, 0 where it tells none
+    :param problem: in its words
+    """
+
+    def __init__(self, errno: int, problem: str) -> None:
+        super().__init__(problem)
+        self.errno = errno
+        self.problem = problem
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is at fault, and another one may do."""
+        return self.errno in _LOST
+
+
+class NoConnectionError(CephError):
+    """The cluster cannot be reached, or not as this user."""
+
+
+class NoPoolError(CephError):
+    """There is no pool of that name."""
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Turn errors of the libraries into ours."""
+    if _missing:
+        raise CephError(NO_MODULES, _missing)
+    try:
+        yield
+    except (rados.Error, rbd.Error) as error:
+        number = getattr(error, 'errno', None) or 0
+        raise CephError(number, str(error)) from error

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a pool: images by name, and objects beside them."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import errno
+import struct
+from typing import Any, TYPE_CHECKING
+
+from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import translated
+from cinder_cow.drivers.ceph.header import Header
+from cinder_cow.drivers.ceph.images import Image
+from cinder_cow.drivers.ceph.rows import packed
+from cinder_cow.drivers.ceph.rows import Rows
+
+with contextlib.suppress(ImportError):
+    import rados
+    import rbd
+
+if TYPE_CHECKING:
+    from cinder_cow.drivers.ceph.connection import Connection
+
+# A name object, and the directory entry of an image.
+_MAX_NAME = 4096
+_DIRECTORY = 'rbd_directory'
+_TRASH = 'rbd_trash'
+_REMOVING = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """What a pool holds of a name; in a sound one both are the same.
+
+    :param id: of the image that opens under the name
+    :param listed: of the image that the directory has under it
+    """
+
+    id: str = ''
+    listed: str = ''
+
+    def __bool__(self) -> bool:
+        return bool(self.id or self.listed)
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.id) and self.id == self.listed
+
+
+class Pool:
+    """A pool, or a namespace of it: images, and objects beside them."""
+
+    def __init__(
+        self,
+        ioctx: 'rados.Ioctx',
+        name: str,
+        connection: 'Connection | None' = None,
+    ) -> None:
+        self.ioctx = ioctx
+        self.name = name
+        self.connection = connection
+        self._directory = self.rows(_DIRECTORY)
+
+    # Images
+
+    def names(self) -> list[str]:
+        with translated():
+            return list(rbd.RBD().list(self.ioctx))
+
+    @contextlib.contextmanager
+    def image_of(self, image_id: str) -> Iterator[Image]:
+        """Open an image by its id to read; it may be in the trash."""
+        with (
+            translated(),
+            rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image,
+        ):
+            yield image
+
+    @contextlib.contextmanager
+    def image(
+        self, name: str, snapshot: str | None = None, *, write: bool = False
+    ) -> Iterator[Image]:
+        """Open an image; errors in the block are translated too.
+
+        :param write: else a user who may only read can open it
+        """
+        with (
+            translated(),
+            rbd.Image(
+                self.ioctx, name, snapshot=snapshot, read_only=not write
+            ) as image,
+        ):
+            yield image
+
+    @contextlib.contextmanager
+    def image_of_id(
+        self, image_id: str, *, write: bool = False
+    ) -> Iterator[Image]:
+        """Open an image that may have no name any more."""
+        with (
+            translated(),
+            rbd.Image(
+                self.ioctx, image_id=image_id, read_only=not write
+            ) as image,
+        ):
+            yield image
+
+    def create(self, name: str, size: int, order: int, **options: Any) -> None:  # noqa: ANN401
+        with translated():
+            rbd.RBD().create(
+                self.ioctx, name, size, order, old_format=False, **options
+            )
+
+    def clone(
+        self,
+        parent: 'Pool',
+        image: str,
+        snapshot: str,
+        name: str,
+        **options: Any,  # noqa: ANN401 - as rbd has them
+    ) -> None:
+        with translated():
+            rbd.RBD().clone(
+                parent.ioctx, image, snapshot, self.ioctx, name, **options
+            )
+
+    def rename(self, name: str, new_name: str) -> None:
+        with translated():
+            rbd.RBD().rename(self.ioctx, name, new_name)
+
+    def remove(self, name: str) -> None:
+        with translated():
+            rbd.RBD().remove(self.ioctx, name)
+
+    def half_removed(self, name: str) -> str:
+        """Tell the id of an image whose removal was broken off; or ''.
+
+        librbd removes by way of the trash, and lists what is there for other
+        reasons alone. See TrashImageSpec of cls_rbd.
+        """
+        for key, value in self.rows(_TRASH).all().items():
+            if value[6] == _REMOVING and _text(value[7:]) == name:
+                return key.removeprefix('id_')
+        return ''
+
+    def forget_removed(self, image_id: str) -> None:
+        """Take an image from the trash, of which nothing is left."""
+        if self.rows(_TRASH).get(f'id_{image_id}'):
+            with translated():
+                self.ioctx.execute(
+                    _TRASH, 'rbd', 'trash_remove', packed(image_id)
+                )
+
+    def find(self, name: str) -> Entry:
+        """Tell what is there of a name, whole or not."""
+        listed = self._directory.get(f'name_{name}')
+        return Entry(id=self.id_of(name), listed=_text(listed))
+
+    def has_name(self, name: str) -> bool:
+        """Whether an image opens under a name; one small read."""
+        return self.has_object(f'rbd_id.{name}')
+
+    def id_of(self, name: str) -> str:
+        """Tell the id of the image that opens under a name; '' if none."""
+        return _text(self.read_object(f'rbd_id.{name}'))
+
+    def listed_as(self, image_id: str) -> str:
+        """Tell the name that the directory has for an image's id."""
+        return _text(self._directory.get(f'id_{image_id}'))
+
+    def remove_name(self, name: str) -> None:
+        """Take a name from an image, where a rename was not finished."""
+        self.remove_object(f'rbd_id.{name}')
+
+    def unlist(self, name: str, image_id: str) -> None:
+        """Take an image from the directory, where creating was not finished.
+
+        As librbd does it: cls_rbd's dir_remove_image.
+        """
+        data = packed(name) + packed(image_id)
+        with translated():
+            self.ioctx.execute(_DIRECTORY, 'rbd', 'dir_remove_image', data)
+
+    def header(self, image_id: str) -> Header:
+        return Header(self.ioctx, image_id)
+
+    # Objects
+
+    def has_object(self, name: str) -> bool:
+        try:
+            with translated():
+                self.ioctx.stat(name)
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
+    def read_object(self, name: str) -> bytes:
+        """Read a small object; b'' where there is none."""
+        try:
+            with translated():
+                return bytes(self.ioctx.read(name, _MAX_NAME))
+        except CephError as error:
+            if error.errno == errno.ENOENT:
+                return b''
+            raise
+
+    def remove_object(self, name: str) -> None:
+        try:
+            with translated():
+                self.ioctx.remove_object(name)
+        except CephError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    def version(self, name: str) -> int:
+        """Tell a number that is another one after each change of an object."""
+        with translated():
+            self.ioctx.stat(name)
+            return int(self.ioctx.get_last_version())
+
+    def rows(self, name: str) -> Rows:
+        """Return the rows of an object, which need not be there yet."""
+        return Rows(self.ioctx, name)
+
+
+def _text(data: bytes) -> str:
+    """Read a string as Ceph stores it: its length, then its bytes."""
+    if len(data) < 4:
+        return ''
+    (length,) = struct.unpack_from('<I', data)
+    return data[4 : 4 + length].decode(errors='replace')

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An image that is read where it is, by a driver that has it."""
+
+from collections.abc import Iterator
+import contextlib
+from types import TracebackType
+from typing import Self
+
+from oslo_log import log as logging
+
+from cinder_cow import exception
+from cinder_cow import image_info as images
+from cinder_cow import image_source
+from cinder_cow import sparse
+from cinder_cow.drivers import base
+from cinder_cow.refusal import Reason
+
+LOG = logging.getLogger(__name__)
+
+
+class ReaderSource:
+    """An image source on top of a driver's reader; a context manager.
+
+    :param label: the image, for messages
+    :param image_id: what names it
+    :param content_id: what changes when its content does
+    """
+
+    def __init__(
+        self,
+        reader: base.Reader,
+        label: str,
+        image_id: str = '',
+        content_id: str = '',
+    ) -> None:
+        self._reader = reader
+        self.label = label
+        self.image_id = image_id
+        self.content_id = content_id
+
+    @property
+    def size(self) -> int:
+        return self._reader.size
+
+    def head(self, length: int) -> bytes:
+        return self._reader.read(0, min(length, self.size))
+
+    def tail(self, length: int) -> bytes:
+        length = min(length, self.size)
+        return self._reader.read(self.size - length, length)
+
+    def pieces(self) -> Iterator[bytes | int]:
+        for extent in self._reader.extents():
+            if extent.hole:
+                yield extent.length
+                continue
+            offset, end = extent.offset, extent.offset + extent.length
+            while offset < end:
+                length = min(sparse.CHUNK, end - offset)
+                yield self._reader.read(offset, length)
+                offset += length
+
+    def check_unchanged(self) -> None:
+        try:
+            self._reader.check_unchanged()
+        except exception.BackendError as error:
+            if error.reason is not Reason.BUSY:
+                raise
+            raise exception.ImageError.because(
+                Reason.IMAGE_CHANGED, image=self.label
+            ) from None
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def nearest(
+    image: images.ImageInfo,
+    source: image_source.ImageSource,
+    driver: base.Driver | None,
+) -> Iterator[image_source.ImageSource]:
+    """Give an image where it is, if the driver has it; else its source."""
+    with contextlib.ExitStack() as opened:
+        if isinstance(driver, base.ImageReader):
+            for location in image.locations:
+                try:
+                    reader = driver.read_image(image.at(location))
+                except exception.BackendError as error:
+                    LOG.info('Not read at %s: %s', location, error)
+                    continue
+                source = ReaderSource(
+                    opened.enter_context(reader), image.label
+                )
+                break
+        yield source

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RBD driver on a real cluster."""
+
+import contextlib
+import itertools
+import time
+
+from oslotest import base as test_base
+
+from cinder_cow.drivers import ceph
+from cinder_cow.drivers import rbd
+from cinder_cow.drivers import rbd_options
+from cinder_cow.drivers import rbd_parents
+from cinder_cow.tests import ceph_cluster
+from cinder_cow.tests import conformance
+
+_numbers = itertools.count()
+
+
+class RbdTestCase(test_base.BaseTestCase):
+    """Has a cluster, and a pool of its own in it."""
+
+    def setUp(self):
+        self.cluster = ceph_cluster.shared()
+        self.pool = f'test-{next(_numbers)}'
+        self.cluster.make_pool(self.pool)
+        self.addCleanup(self.cluster.remove_pool, self.pool)
+        self.addCleanup(ceph.disconnect)
+        super().setUp()
+
+    def rbd_driver(self, user='admin', **settings):
+        return rbd.RbdDriver(self.settings(user, **settings))
+
+    def settings(self, user='admin', **settings):
+        cluster = ceph.Cluster(
+            conf=str(self.cluster.conf), user=user, op_timeout=5
+        )
+        return rbd_options.RbdSettings(
+            **{
+                'cluster': cluster,
+                'pool': self.pool,
+                'trust': rbd_parents.Trust(frozenset({'images'})),
+                **settings,
+            }
+        )
+
+
+class TestRbdDriver(conformance.DriverConformance, RbdTestCase):
+    def make_driver(self):
+        return self.rbd_driver()
+
+    def overwrite(self, volume_name, offset, data):
+        with self.image(volume_name, write=True) as image:
+            image.write(data, offset)
+
+    @contextlib.contextmanager
+    def image(self, name, **options):
+        settings = self.driver._settings
+        with (
+            ceph.connected(settings.cluster) as connection,
+            connection.pool(self.pool) as pool,
+            pool.image(name, **options) as image,
+        ):
+            yield image
+
+    @contextlib.contextmanager
+    def failing_writes(self):
+        # Without filling it, which would take all of the machine's disk.
+        self.set_full_ratio(0.00001)
+        try:
+            yield
+        finally:
+            self.set_full_ratio(0.95)
+
+    def set_full_ratio(self, ratio):
+        """Let the cluster be full, or not, and wait until it knows."""
+        for name in ('nearfull', 'backfillfull', 'full'):
+            self.cluster.mon(prefix=f'osd set-{name}-ratio', ratio=ratio)
+        deadline = time.monotonic() + 60
+        while self.is_full() is not (ratio < 0.5):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.05)
+
+    def is_full(self):
+        settings = self.driver._settings
+        with ceph.connected(settings.cluster) as connection:
+            return connection.is_full(self.pool)
