@@ -1,5 +1,5 @@
-# Shared by tools/test, tools/demo and tools/bench: system packages, .venv and
-# .venv-services.
+# Shared by tools/test, tools/demo and tools/bench: system packages, .venv,
+# .venv-services and .venv-upstream.
 # Source it; it defines functions only.
 
 say() { printf '\n== %s\n' "$*"; }
@@ -75,12 +75,14 @@ virtual_environment() {
     touch "$done_file"
 }
 
-# Show .venv Debian's modules rados and rbd, which are not on PyPI, and not
-# the other packages beside them. They are for one minor version of Python:
-# with another one, the tests that need them are skipped.
+# Show .venv, or the environment given, Debian's modules rados and rbd, which
+# are not on PyPI, and not the other packages beside them. They are for one
+# minor version of Python: with another one, the tests that need them are
+# skipped.
 ceph_modules() {
     local packages=/usr/lib/python3/dist-packages site suffix module
-    { read -r site && read -r suffix; } < <("$VENV/bin/python" -c 'if True:
+    local python="${1:-$VENV}/bin/python"
+    { read -r site && read -r suffix; } < <("$python" -c 'if True:
         import sysconfig
         print(sysconfig.get_path("purelib"))
         print(sysconfig.get_config_var("EXT_SUFFIX"))')
@@ -94,16 +96,27 @@ ceph_modules() {
 # Make .venv-services: the services of OpenStack that tests talk to, apart
 # from .venv, so that what they pin does not decide what we run with.
 services_environment() {
-    local stamp pins="$ROOT/tools/services.txt"
+    pinned_environment "$SERVICES" "$ROOT/tools/services.txt"
+}
+
+# Make .venv-upstream: Cinder, whose own driver ours is measured beside.
+upstream_environment() {
+    pinned_environment "$UPSTREAM" "$ROOT/tools/upstream.txt" || return 1
+    ceph_modules "$UPSTREAM"
+}
+
+# Make an environment of exactly what a file pins.
+pinned_environment() {
+    local stamp place=$1 pins=$2
     stamp=$(sha256sum <"$pins" | cut -d' ' -f1)
-    local done_file="$SERVICES/.done-$stamp"
-    [ -e "$done_file" ] && [ -x "$SERVICES/bin/gunicorn" ] && return 0
-    say "Making $SERVICES (Python packages from PyPI)"
-    [ -x "$SERVICES/bin/python" ] || python3 -m venv "$SERVICES" || return 1
+    local done_file="$place/.done-$stamp"
+    [ -e "$done_file" ] && [ -x "$place/bin/python" ] && return 0
+    say "Making $place (Python packages from PyPI)"
+    [ -x "$place/bin/python" ] || python3 -m venv "$place" || return 1
     # The pins are whole, so there is nothing to resolve.
-    "$SERVICES/bin/python" -m pip --disable-pip-version-check install -q \
+    "$place/bin/python" -m pip --disable-pip-version-check install -q \
         --no-deps -r "$pins" >"$LOG" 2>&1 || { cat "$LOG" >&2; return 1; }
-    "$SERVICES/bin/python" -m pip --disable-pip-version-check check \
+    "$place/bin/python" -m pip --disable-pip-version-check check \
         >"$LOG" 2>&1 || { cat "$LOG" >&2; return 1; }
     touch "$done_file"
 }
@@ -111,5 +124,6 @@ services_environment() {
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV="$ROOT/.venv"
 SERVICES="$ROOT/.venv-services"
+UPSTREAM="$ROOT/.venv-upstream"
 LOG=$(mktemp -t cinder-cow-setup.XXXXXX)
 trap 'rm -f "$LOG"' EXIT
