@@ -116,10 +116,22 @@ class Works:
         holding = _begun(connection, pool, volume_name, Work.STREAM, size=size)
         undo = functools.partial(rbd_undo.undo_stream, pool, volume_name, '')
         with _undone(holding, undo), contextlib.ExitStack() as opened:
-            rbd_undo.remove(pool, partial)
-            pool.create(partial, size, self._order, **self._options)
+            self._create(pool, partial, size)
             image = opened.enter_context(pool.image(partial, write=True))
             return Stream(pool, holding, image, opened.pop_all())
+
+    def _create(self, pool: ceph.Pool, name: str, size: int) -> None:
+        create = functools.partial(
+            pool.create, name, size, self._order, **self._options
+        )
+        try:
+            create()
+        except ceph.CephError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            # The name is ours; to look first what is left takes 12 ms.
+            rbd_undo.remove(pool, name)
+            create()
 
     def delete(
         self,
