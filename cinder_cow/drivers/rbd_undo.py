@@ -42,10 +42,10 @@ def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
     if lease.work is rbd_leases.Work.STREAM:
         _finish_rename(pool, lease.volume)
         remove(pool, partial_name(lease.volume))
-    undo_clone(pool, lease)
+    undo_volume(pool, lease)
 
 
-def undo_clone(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def undo_volume(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
     """Leave nothing of a volume that could not be made.
 
     :raises CephError: something is left
@@ -112,6 +112,13 @@ def remove(pool: ceph.Pool, name: str) -> None:
     # broken off, when the image was on its way through the trash.
     _remove_image(pool, name)
     entry = pool.find(name)
+    if any(
+        pool.has_object(f'rbd_header.{image_id}')
+        for image_id in (entry.id, entry.listed)
+        if image_id
+    ):
+        # librbd says ENOENT too where there is no room for its first trash.
+        raise ceph.CephError(errno.ENOSPC, f'{name} could not be removed')
     if entry.id:
         pool.remove_name(name)
     if entry.listed:

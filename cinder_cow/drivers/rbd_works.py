@@ -63,7 +63,7 @@ class Works:
             size=size,
         ) as holding:
             self._clone(connection, pool, parent, holding)
-            undo = functools.partial(rbd_undo.undo_clone, pool, holding.lease)
+            undo = functools.partial(rbd_undo.undo_volume, pool, holding.lease)
             with _undone(holding, undo):
                 header = pool.header(pool.id_of(volume_name))
                 if not parent.is_of(header):
@@ -81,7 +81,7 @@ class Works:
         holding: rbd_leases.Holding,
     ) -> None:
         lease = holding.lease
-        undo = functools.partial(rbd_undo.undo_clone, pool, lease)
+        undo = functools.partial(rbd_undo.undo_volume, pool, lease)
         with connection.pool(parent.pool) as pool_of_image:
             try:
                 pool.clone(

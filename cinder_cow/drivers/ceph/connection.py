@@ -111,6 +111,9 @@ class Connection:
         with translated(), ioctx:
             if namespace:
                 ioctx.set_namespace(namespace)
+            # In a full cluster do at once what takes no space, and fail at
+            # once with the rest; else all waits, and nothing can be deleted.
+            ioctx.set_osdmap_full_try()
             yield Pool(ioctx, name, self)
 
     def is_imported(self, image: Image) -> bool:
