@@ -108,9 +108,10 @@ class RbdDriver:
         with contextlib.ExitStack() as stack:
             connection, pool = stack.enter_context(self._opened())
             stream = self._works.stream(connection, pool, volume_name, size)
+            node = self._settings.qemu_node(stream.name)
             return rbd_sink.Sink(
                 stream,
-                self._settings.qemu_node(stream.name),
+                stack.enter_context(node),
                 functools.partial(self._guarded, connection),
                 stack.pop_all(),
             )

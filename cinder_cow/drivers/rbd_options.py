@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options of the RBD driver: Cinder's own, by their names, and ours."""
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
+import tempfile
 from typing import Any, Self
 
 from oslo_config import cfg
@@ -157,20 +160,29 @@ class RbdSettings:
             options += f':conf={self.cluster.conf}'
         return f'rbd:{place}/{name}{options}'
 
-    def qemu_node(self, name: str) -> qemu_img.QemuNode:
-        """Return an image of the pool as a block node of QEMU."""
-        options = {
-            'driver': 'rbd',
-            'pool': self.pool,
-            'image': name,
-            'namespace': self.namespace,
-            'user': self.cluster.user,
-            'conf': self.cluster.conf,
-        }
-        return qemu_img.QemuNode(
-            {key: value for key, value in options.items() if value},
-            direct=True,
-        )
+    @contextlib.contextmanager
+    def qemu_node(self, name: str) -> Iterator[qemu_img.QemuNode]:
+        """Give an image of the pool as a block node of QEMU.
+
+        Of a configuration with our time limits, which QEMU has no options
+        for: else a conversion waits for good where the cluster does.
+        """
+        with tempfile.TemporaryFile() as conf:
+            conf.write(self.cluster.conf_text().encode())
+            conf.flush()
+            options = {
+                'driver': 'rbd',
+                'pool': self.pool,
+                'image': name,
+                'namespace': self.namespace,
+                'user': self.cluster.user,
+                'conf': f'/dev/fd/{conf.fileno()}',
+            }
+            yield qemu_img.QemuNode(
+                {key: value for key, value in options.items() if value},
+                direct=True,
+                descriptors=(conf.fileno(),),
+            )
 
     def image_options(self) -> dict[str, Any]:
         """Return what librbd is told about a new image."""

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import pathlib
 from typing import Any
 
 from cinder_cow.drivers import native
@@ -43,6 +44,24 @@ class Cluster:
     name: str = 'ceph'
     connect_timeout: int = 30
     op_timeout: int = 60
+
+    def conf_text(self) -> str:
+        """Return the configuration, with our settings, for other programs."""
+        places = (
+            [self.conf]
+            if self.conf
+            else [
+                f'/etc/ceph/{self.name}.conf',
+                os.path.expanduser(f'~/.ceph/{self.name}.conf'),
+            ]
+        )
+        found = ''
+        for place in places:
+            with contextlib.suppress(OSError):
+                found = pathlib.Path(place).read_text()
+                break
+        ours = [f'{name} = {value}' for name, value in self.settings().items()]
+        return '\n'.join([found, '[client]', *ours, ''])
 
     def settings(self) -> Mapping[str, str]:
         return {

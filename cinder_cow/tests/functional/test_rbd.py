@@ -3,10 +3,15 @@
 
 import contextlib
 import itertools
+import pathlib
+import shutil
+import tempfile
 import time
 
+from oslo_utils import units
 from oslotest import base as test_base
 
+from cinder_cow import qemu_img
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd
 from cinder_cow.drivers import rbd_options
@@ -43,6 +48,46 @@ class RbdTestCase(test_base.BaseTestCase):
                 **settings,
             }
         )
+
+
+class TestQemuImg(RbdTestCase):
+    """qemu-img writes straight into an image."""
+
+    LIMITS = qemu_img.Limits(timeout=60)
+
+    def source(self):
+        top = pathlib.Path(tempfile.mkdtemp(dir='/var/tmp'))
+        self.addCleanup(shutil.rmtree, top)
+        path = top / 'image'
+        path.write_bytes(b'Q' * units.Mi)
+        return qemu_img.Disk(qemu_img.QemuNode.path(path), 'raw')
+
+    def convert(self, sink):
+        target = qemu_img.Disk(sink.qemu_target(), 'raw')
+        qemu_img.convert(
+            self.source(), target, zeroed=True, limits=self.LIMITS
+        )
+
+    def test_converts(self):
+        driver = self.rbd_driver()
+        with driver.open('v1', 2 * units.Mi) as sink:
+            self.convert(sink)
+            sink.close()
+        with driver.read('v1') as reader:
+            self.assertEqual(b'Q' * units.Mi, reader.read(0, units.Mi))
+
+    def test_ends_where_the_cluster_does_not_answer(self):
+        driver = self.rbd_driver()
+        with driver.open('v1', 2 * units.Mi) as sink:
+            self.cluster.pause()
+            try:
+                error = self.assertRaises(
+                    qemu_img.QemuImgError, self.convert, sink
+                )
+            finally:
+                self.cluster.resume()
+            self.assertFalse(error.limited, str(error))
+        self.assertFalse(driver.exists('v1'))
 
 
 class TestRbdDriver(conformance.DriverConformance, RbdTestCase):
