@@ -305,28 +305,6 @@ def is_taken(pool: ceph.Pool, volume: str) -> bool:
     return bool(_rows(pool).get(volume))
 
 
-def dead(
-    pool: ceph.Pool, connection: ceph.Connection
-) -> Iterator[tuple[Lease, Holding]]:
-    """Take over the works of makers that live no more, one by one.
-
-    Their clients are shut out before. Who gets one cleans up and releases it.
-
-    :returns: what was begun, and our lease on it
-    """
-    for volume, row in _rows(pool).all().items():
-        try:
-            lease = Lease.unpacked(row)
-        except ValueError as error:
-            LOG.warning('The lease on %s is unknown: %s', volume, error)
-            continue
-        if lease.id in _held or not _is_dead(pool, lease):
-            continue
-        holding = _take_over(pool, connection, lease, row)
-        if holding:
-            yield lease, holding
-
-
 def _is_dead(pool: ceph.Pool, lease: Lease) -> bool:
     # One of ours that is not held was dropped: it could not be undone.
     if lease.owner == Owner.me() or lease.owner.is_dead_here:
@@ -337,8 +315,12 @@ def _is_dead(pool: ceph.Pool, lease: Lease) -> bool:
 
 
 def _take_over(
-    pool: ceph.Pool, connection: ceph.Connection, lease: Lease, row: bytes
+    pool: ceph.Pool, connection: ceph.Connection, lease: Lease
 ) -> Holding | None:
+    """Have a lease in the place of a dead one's, as the only one who gets it.
+
+    :returns: None: it was released meanwhile, or another one was faster
+    """
     ours = dataclasses.replace(
         lease,
         id=uuid.uuid4().hex,
@@ -349,18 +331,15 @@ def _take_over(
         if not _rows(pool).put(
             lease.volume,
             ours.packed(),
-            was=row,
+            was=lease.packed(),
             lock=ours.lock(),
             unlock=lease.id,
         ):
-            # It was released meanwhile, and our probe may have come after.
+            # Our probe may have come after its release.
             _rows(pool).forget_lock(lease.id)
             _held.discard(ours.id)
             return None
-        holding = Holding(pool, ours)
-        if lease.address != connection.address:
-            connection.shut_out(lease.address)
-    return holding
+        return Holding(pool, ours)
 
 
 def _rows(pool: ceph.Pool) -> ceph.Rows:
@@ -375,17 +354,39 @@ def sweep(pool: ceph.Pool, connection: ceph.Connection, clean: Clean) -> None:
 
     :raises CephError: the cluster does not answer
     """
-    for lease, holding in dead(pool, connection):
-        with holding:
-            LOG.warning(
-                'Removed what was left half-made by %s: volume %s',
-                lease.owner,
-                lease.volume,
-            )
-            try:
-                clean(pool, lease)
-                holding.release()
-            except ceph.CephError as error:
-                if error.errno == errno.ETIMEDOUT or error.lost:
-                    raise
-                LOG.warning('Volume %s: %s', lease.volume, error)
+    for volume, row in _rows(pool).all().items():
+        try:
+            lease = Lease.unpacked(row)
+        except ValueError as error:
+            LOG.warning('The lease on %s is unknown: %s', volume, error)
+            continue
+        if lease.id in _held or not _is_dead(pool, lease):
+            continue
+        try:
+            _end(pool, connection, lease, clean)
+        except ceph.CephError as error:
+            if error.errno == errno.ETIMEDOUT or error.lost:
+                raise
+            LOG.warning('Volume %s: %s', volume, error)
+
+
+def _end(
+    pool: ceph.Pool,
+    connection: ceph.Connection,
+    lease: Lease,
+    clean: Clean,
+) -> None:
+    """Clean up behind a maker, whose client is shut out before."""
+    holding = _take_over(pool, connection, lease)
+    if holding is None:
+        return
+    with holding:
+        if lease.address != connection.address:
+            connection.shut_out(lease.address)
+        clean(pool, lease)
+        holding.release()
+        LOG.warning(
+            'Removed what was left half-made by %s: volume %s',
+            lease.owner,
+            lease.volume,
+        )

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import tempfile
+import os
 from typing import Any, Self
 
 from oslo_config import cfg
@@ -167,7 +167,7 @@ class RbdSettings:
         Of a configuration with our time limits, which QEMU has no options
         for: else a conversion waits for good where the cluster does.
         """
-        with tempfile.TemporaryFile() as conf:
+        with open(os.memfd_create('ceph.conf'), 'wb') as conf:
             conf.write(self.cluster.conf_text().encode())
             conf.flush()
             options = {

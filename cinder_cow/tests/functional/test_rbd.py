@@ -2,6 +2,7 @@
 """The RBD driver on a real cluster."""
 
 import contextlib
+import dataclasses
 import itertools
 import pathlib
 import shutil
@@ -14,6 +15,7 @@ from oslotest import base as test_base
 from cinder_cow import qemu_img
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd
+from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.tests import ceph_cluster
@@ -48,6 +50,50 @@ class RbdTestCase(test_base.BaseTestCase):
                 **settings,
             }
         )
+
+
+class TestSweep(RbdTestCase):
+    def leave_row(self):
+        """Write down a work as one who died then."""
+        me = rbd_leases.Owner.me()
+        lease = rbd_leases.Lease(
+            id='1' * 32,
+            volume='v1',
+            work=rbd_leases.Work.CLONE,
+            owner=dataclasses.replace(me, pid=1, started='never'),
+            address='127.0.0.1:0/1',
+            client='1',
+        )
+        with self.opened() as pool:
+            rows = pool.rows(rbd_leases.OBJECT)
+            self.assertTrue(rows.put('v1', lease.packed(), lock=lease.lock()))
+
+    @contextlib.contextmanager
+    def opened(self):
+        cluster = self.settings().cluster
+        with (
+            ceph.connected(cluster) as connection,
+            connection.pool(self.pool) as pool,
+        ):
+            yield pool
+
+    def names(self):
+        with self.opened() as pool:
+            return rbd_leases.names(pool)
+
+    def test_by_one_who_may_not_shut_out(self):
+        caps = {'mon': 'allow r', 'osd': f'allow rwx pool={self.pool}'}
+        self.cluster.add_user(self.pool, caps)
+        self.addCleanup(self.cluster.remove_user, self.pool)
+        self.leave_row()
+        weak = self.rbd_driver(self.pool)
+        # It goes on with its own work, and leaves that to others.
+        self.assertEqual([], list(weak.list()))
+        with weak.open('v2', 512) as writer:
+            writer.close()
+        self.assertEqual({'v1'}, self.names())
+        self.assertEqual(['v2'], [v.name for v in self.rbd_driver().list()])
+        self.assertEqual(set(), self.names())
 
 
 class TestQemuImg(RbdTestCase):
