@@ -259,6 +259,8 @@ def broken_why(error: BaseException) -> str:
     why = 'the connection was closed too early'
     for cause in causes(error):
         why = getattr(cause, 'strerror', None) or why
+        if isinstance(cause, (TimeoutError, requests.Timeout)):
+            why = 'no answer in time'
     return why
 
 

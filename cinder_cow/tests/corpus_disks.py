@@ -112,7 +112,9 @@ def _described(
     def rewrite(path: pathlib.Path) -> None:
         os.mkfifo(other(path))
         length = 20 * 512
-        found = path.read_bytes()[512 : 512 + length].rstrip(b'\0').decode()
+        # Behind a NUL is what qemu-img had there before, where its CID was
+        # longer; QEMU does not read it, and neither do we.
+        found = path.read_bytes()[512 : 512 + length].split(b'\0')[0].decode()
         data = edit(found, other(path)).encode().ljust(length, b'\0')
         put(path, (512, f'{length}s'), data)
 

@@ -916,7 +916,8 @@ class TestProgram(program.ProgramTestCase):
             '--config-file', conf, '--backend', 'files',
             'image', 'plan', NOWHERE,
         )  # fmt: skip
-        self.assertIn('no answer within 1 s', error)
+        # By our timer, or by that of requests, which may be faster.
+        self.assertIn('no answer ', error)
         self.assertLess(time.monotonic() - begun, program.LIMIT / 2)
 
     def test_no_secret_is_told(self):

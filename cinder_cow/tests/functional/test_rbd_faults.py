@@ -16,6 +16,7 @@ from oslo_utils import units
 
 from cinder_cow import exception
 from cinder_cow.drivers import ceph
+from cinder_cow.drivers import rbd_leases
 from cinder_cow.refusal import Reason
 from cinder_cow.tests import rbd_case
 from cinder_cow.tests import rbd_victim
@@ -237,7 +238,11 @@ class TestDaemons(rbd_case.FaultCase):
         self.assert_clean('more', 'there')
 
     def test_the_osd_goes_and_comes_back(self):
-        driver = self.new_driver(op_timeout=30)
+        # The lease must not end before the OSD is back, however slow.
+        patched = mock.patch.object(rbd_leases, 'SECONDS', 60)
+        patched.start()
+        self.addCleanup(patched.stop)
+        driver = self.new_driver(op_timeout=60)
         with driver.open('victim', 16 * units.Mi) as stream:
             for number, piece in enumerate(rbd_victim.content()):
                 stream.write(piece)
