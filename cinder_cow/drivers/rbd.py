@@ -137,8 +137,9 @@ class RbdDriver:
     def read_image(self, image_info: images.ImageInfo) -> base.Reader:
         with contextlib.ExitStack() as stack:
             connection, _pool = stack.enter_context(self._opened())
-            _location, snapshot = stack.enter_context(
-                self._parents.opened(connection, image_info)
+            location = self._parents.trusted(connection, image_info)
+            snapshot = stack.enter_context(
+                self._parents.opened(connection, location)
             )
             return rbd_reader.Reader(
                 snapshot,

@@ -14,7 +14,6 @@ from cinder_cow.refusal import Refusal
 from cinder_cow.refusal import refuse
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EPERM, errno.EACCES}
 
 
 class Errors:
@@ -57,7 +56,7 @@ class Errors:
             return refuse(
                 Reason.NO_POOL, backend=self._backend, pool=settings.pool
             )
-        if error.errno in _DENIED:
+        if error.denied:
             return refuse(
                 Reason.POOL_DENIED,
                 location=self._pools(),

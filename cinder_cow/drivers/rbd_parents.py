@@ -28,7 +28,6 @@ _GOOD = b'good'
 # Seconds, and how many of them are kept.
 _MOMENT = 10
 _MOST = 1000
-_DENIED = {errno.EPERM, errno.EACCES}
 # Of a part that is missing, or a snapshot that is not protected; or of
 # something else.
 _UNCLEAR = {errno.ENOENT, errno.EINVAL}
@@ -130,14 +129,14 @@ class Parents:
         pool: ceph.Pool,
         image: images.ImageInfo,
     ) -> Parent:
-        self._trusted(connection, image)
+        location = self.trusted(connection, image)
         if image.disk_format in formats.CONVERTED:
             raise self._no(
                 Reason.NOT_RAW, image=image.label, format=image.disk_format
             )
-        with self.opened(connection, image) as (location, snapshot):
-            assert location.pool
-            assert location.snapshot
+        assert location.pool
+        assert location.snapshot
+        with self.opened(connection, location) as snapshot:
             if not snapshot.is_protected_snap(location.snapshot):
                 self._check_unprotected(connection, location)
             identity = connection.identity(
@@ -151,20 +150,21 @@ class Parents:
 
     @contextlib.contextmanager
     def opened(
-        self, connection: ceph.Connection, image: images.ImageInfo
-    ) -> Iterator[tuple[image_location.RbdLocation, ceph.Image]]:
-        """Open the snapshot at the one location of an image.
+        self,
+        connection: ceph.Connection,
+        location: image_location.RbdLocation,
+    ) -> Iterator[ceph.Image]:
+        """Open the snapshot at a trusted location.
 
-        :raises BackendError: it is not trusted, or not there
+        :raises BackendError: it is not there, or closed to this user
         """
-        location = self._trusted(connection, image)
         assert location.pool
         try:
             with (
                 connection.pool(location.pool) as pool,
                 pool.image(location.image, location.snapshot) as snapshot,
             ):
-                yield location, snapshot
+                yield snapshot
         except ceph.CephError as error:
             raise self.refused(connection, location, error) from None
 
@@ -184,9 +184,13 @@ class Parents:
             backend=self._backend,
         )
 
-    def _trusted(
+    def trusted(
         self, connection: ceph.Connection, image: images.ImageInfo
     ) -> image_location.RbdLocation:
+        """Return the one location of an image, if it is to be believed.
+
+        :raises BackendError: it is not, or is of another cluster
+        """
         (location,) = image.locations
         if not isinstance(location, image_location.RbdLocation):
             raise self.outside(location)
@@ -232,7 +236,11 @@ class Parents:
         location: image_location.RbdLocation,
     ) -> None:
         if not connection.clones_unprotected():
-            raise self._unprotected(location)
+            raise self._no(
+                Reason.SNAPSHOT_UNPROTECTED,
+                location=str(location),
+                snapshot=_named(location),
+            )
 
     def _judged(
         self,
@@ -270,7 +278,7 @@ class Parents:
         :returns: the error itself, where it is none of these
         """
         self._found.clear()
-        if error.errno in _DENIED:
+        if error.denied:
             return self._no(
                 Reason.POOL_DENIED,
                 location=str(location),
@@ -318,15 +326,6 @@ class Parents:
             )
         return None
 
-    def _unprotected(
-        self, location: image_location.RbdLocation
-    ) -> exception.BackendError:
-        return self._no(
-            Reason.SNAPSHOT_UNPROTECTED,
-            location=str(location),
-            snapshot=_named(location),
-        )
-
     def _untrusted(
         self, location: image_location.Location, problem: str, remedy: str
     ) -> exception.BackendError:
@@ -354,10 +353,8 @@ class _Ends:
         self.size = size
 
     def head(self, length: int) -> bytes:
-        with ceph.translated():
-            return self._image.read(0, min(length, self.size))
+        return self._image.read(0, min(length, self.size))
 
     def tail(self, length: int) -> bytes:
         length = min(length, self.size)
-        with ceph.translated():
-            return self._image.read(self.size - length, length)
+        return self._image.read(self.size - length, length)

@@ -84,18 +84,6 @@ def _finish_rename(pool: ceph.Pool, volume_name: str) -> None:
         pool.remove_name(volume_name)
 
 
-def parent_of(image: ceph.Image) -> str:
-    """Tell what an image was cloned from, with its id; '' if it was not."""
-    try:
-        with ceph.translated():
-            pool, _name, snapshot = image.parent_info()
-            return f'{pool}/{image.parent_id()}@{snapshot}'
-    except ceph.CephError as error:
-        if error.errno == errno.ENOENT:
-            return ''
-        raise
-
-
 def remove(pool: ceph.Pool, name: str) -> None:
     """Remove an image and all that is known of its name.
 
@@ -152,11 +140,9 @@ def _is_haunted(pool: ceph.Pool, name: str, image_id: str) -> bool:
     open to nobody but us and qemu-img: of one that was killed, too.
     """
     connection = pool.connection
-    if connection is None:
-        return False
-    with pool.image_of_id(image_id) as image:
+    with pool.image_of(image_id) as image:
         found = set(ceph.watchers(image))
-    ghosts = {one for one in found if connection.is_shut_out(one)}
+    ghosts = found & connection.shut_out_clients()
     if name.startswith(_PARTIAL):
         for one in found - ghosts:
             if one not in connection.address:
@@ -166,8 +152,8 @@ def _is_haunted(pool: ceph.Pool, name: str, image_id: str) -> bool:
 
 def _remove_by_hand(pool: ceph.Pool, image_id: str) -> None:
     """Remove an image as librbd does, but for its looking who watches."""
-    with pool.image_of_id(image_id, write=True) as image:
-        if parent_of(image):
+    with pool.image_of(image_id, write=True) as image:
+        if ceph.parent_name(image):
             # An image of no size tells no parent, which still knows of it.
             image.resize(1)
             image.flatten()

@@ -13,6 +13,7 @@ except ImportError as _error:  # Debian: python3-rados, python3-rbd
 else:
     _missing = ''
 
+_DENIED = {errno.EPERM, errno.EACCES}
 # What a client is told that was shut out.
 _LOST = {errno.ESHUTDOWN, errno.ENOTCONN}
 # There are no libraries to call.
@@ -30,6 +31,11 @@ class CephError(Exception):
         super().__init__(problem)
         self.errno = errno
         self.problem = problem
+
+    @property
+    def denied(self) -> bool:
+        """Whether this user may not do it."""
+        return self.errno in _DENIED
 
     @property
     def lost(self) -> bool:
@@ -55,3 +61,17 @@ def translated() -> Iterator[None]:
     except (rados.Error, rbd.Error) as error:
         number = getattr(error, 'errno', None) or 0
         raise CephError(number, str(error)) from error
+
+
+@contextlib.contextmanager
+def ignored(*numbers: int) -> Iterator[None]:
+    """Turn errors of the libraries into ours, and leave the block at some.
+
+    :param numbers: of errors that are an answer, for instance ENOENT
+    """
+    try:
+        with translated():
+            yield
+    except CephError as error:
+        if error.errno not in numbers:
+            raise

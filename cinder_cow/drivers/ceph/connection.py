@@ -160,7 +160,7 @@ class Connection:
 
     def is_full(self, pool: str) -> bool:
         """Whether the cluster takes no more writes, or none to the pool."""
-        dump = self._ask({'prefix': 'osd dump', 'format': 'json'})
+        dump = self._map()
         flags = str(dump['flags']).split(',')
         for one in dump['pools']:
             if one['pool_name'] == pool:
@@ -173,7 +173,7 @@ class Connection:
             wanted = self._rados.conf_get('rbd_default_clone_format')
         if wanted != 'auto':
             return wanted == '2'
-        dump = self._ask({'prefix': 'osd dump', 'format': 'json'})
+        dump = self._map()
         # The releases are named in the order of the alphabet.
         return str(dump['require_min_compat_client']) >= 'mimic'
 
@@ -188,10 +188,12 @@ class Connection:
             # From here on no OSD serves us with an older map.
             self._rados.wait_for_latest_osdmap()
 
-    def is_shut_out(self, address: str) -> bool:
-        """Whether a client is blocklisted; what it watches is a ghost."""
-        dump = self._ask({'prefix': 'osd dump', 'format': 'json'})
-        return address in dump['blocklist']
+    def shut_out_clients(self) -> set[str]:
+        """Tell who is blocklisted; what they watch, ghosts watch."""
+        return set(self._map()['blocklist'])
+
+    def _map(self) -> Any:  # noqa: ANN401 - JSON
+        return self._ask({'prefix': 'osd dump', 'format': 'json'})
 
     def _ask(self, command: Mapping[str, str]) -> Any:  # noqa: ANN401 - JSON
         with translated():

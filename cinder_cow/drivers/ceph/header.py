@@ -11,6 +11,7 @@ import contextlib
 import struct
 
 from cinder_cow.drivers.ceph.calls import translated
+from cinder_cow.drivers.ceph.encoding import unpacked
 
 with contextlib.suppress(ImportError):
     import rados
@@ -48,8 +49,8 @@ class Header:
         (pool,) = struct.unpack_from('<q', answer, 6)
         if pool < 0:
             return ''
-        namespace, offset = _text(answer, 14)
-        image_id, offset = _text(answer, offset)
+        namespace, offset = unpacked(answer, 14)
+        image_id, offset = unpacked(answer, offset)
         (snapshot,) = struct.unpack_from('<Q', answer, offset)
         return identity(pool, image_id, snapshot, namespace)
 
@@ -93,10 +94,3 @@ def identity(
 ) -> str:
     """Name a snapshot by numbers that are never used again."""
     return f'{pool_id}/{namespace}/{image_id}@{snapshot_id}'
-
-
-def _text(data: bytes, offset: int) -> tuple[str, int]:
-    """Read a text, and tell where it ends."""
-    (length,) = struct.unpack_from('<I', data, offset)
-    end = offset + 4 + length
-    return data[offset + 4 : end].decode(), end

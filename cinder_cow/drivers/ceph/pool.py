@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import errno
-import struct
 from typing import Any, TYPE_CHECKING
 
-from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import translated
+from cinder_cow.drivers.ceph.encoding import packed
+from cinder_cow.drivers.ceph.encoding import unpacked
 from cinder_cow.drivers.ceph.header import Header
 from cinder_cow.drivers.ceph.images import Image
-from cinder_cow.drivers.ceph.rows import packed
 from cinder_cow.drivers.ceph.rows import Rows
 
 with contextlib.suppress(ImportError):
@@ -55,7 +55,7 @@ class Pool:
         self,
         ioctx: 'rados.Ioctx',
         name: str,
-        connection: 'Connection | None' = None,
+        connection: 'Connection',
     ) -> None:
         self.ioctx = ioctx
         self.name = name
@@ -67,15 +67,6 @@ class Pool:
     def names(self) -> list[str]:
         with translated():
             return list(rbd.RBD().list(self.ioctx))
-
-    @contextlib.contextmanager
-    def image_of(self, image_id: str) -> Iterator[Image]:
-        """Open an image by its id to read; it may be in the trash."""
-        with (
-            translated(),
-            rbd.Image(self.ioctx, image_id=image_id, read_only=True) as image,
-        ):
-            yield image
 
     @contextlib.contextmanager
     def image(
@@ -94,7 +85,7 @@ class Pool:
             yield image
 
     @contextlib.contextmanager
-    def image_of_id(
+    def image_of(
         self, image_id: str, *, write: bool = False
     ) -> Iterator[Image]:
         """Open an image that may have no name any more."""
@@ -140,7 +131,7 @@ class Pool:
         reasons alone. See TrashImageSpec of cls_rbd.
         """
         for key, value in self.rows(_TRASH).all().items():
-            if value[6] == _REMOVING and _text(value[7:]) == name:
+            if value[6] == _REMOVING and unpacked(value, 7)[0] == name:
                 return key.removeprefix('id_')
         return ''
 
@@ -155,7 +146,7 @@ class Pool:
     def find(self, name: str) -> Entry:
         """Tell what is there of a name, whole or not."""
         listed = self._directory.get(f'name_{name}')
-        return Entry(id=self.id_of(name), listed=_text(listed))
+        return Entry(id=self.id_of(name), listed=unpacked(listed)[0])
 
     def has_name(self, name: str) -> bool:
         """Whether an image opens under a name; one small read."""
@@ -163,11 +154,11 @@ class Pool:
 
     def id_of(self, name: str) -> str:
         """Tell the id of the image that opens under a name; '' if none."""
-        return _text(self.read_object(f'rbd_id.{name}'))
+        return unpacked(self.read_object(f'rbd_id.{name}'))[0]
 
     def listed_as(self, image_id: str) -> str:
         """Tell the name that the directory has for an image's id."""
-        return _text(self._directory.get(f'id_{image_id}'))
+        return unpacked(self._directory.get(f'id_{image_id}'))[0]
 
     def remove_name(self, name: str) -> None:
         """Take a name from an image, where a rename was not finished."""
@@ -188,32 +179,20 @@ class Pool:
     # Objects
 
     def has_object(self, name: str) -> bool:
-        try:
-            with translated():
-                self.ioctx.stat(name)
-        except CephError as error:
-            if error.errno == errno.ENOENT:
-                return False
-            raise
-        return True
+        with ignored(errno.ENOENT):
+            self.ioctx.stat(name)
+            return True
+        return False
 
     def read_object(self, name: str) -> bytes:
         """Read a small object; b'' where there is none."""
-        try:
-            with translated():
-                return bytes(self.ioctx.read(name, _MAX_NAME))
-        except CephError as error:
-            if error.errno == errno.ENOENT:
-                return b''
-            raise
+        with ignored(errno.ENOENT):
+            return bytes(self.ioctx.read(name, _MAX_NAME))
+        return b''
 
     def remove_object(self, name: str) -> None:
-        try:
-            with translated():
-                self.ioctx.remove_object(name)
-        except CephError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        with ignored(errno.ENOENT):
+            self.ioctx.remove_object(name)
 
     def version(self, name: str) -> int:
         """Tell a number that is another one after each change of an object."""
@@ -224,11 +203,3 @@ class Pool:
     def rows(self, name: str) -> Rows:
         """Return the rows of an object, which need not be there yet."""
         return Rows(self.ioctx, name)
-
-
-def _text(data: bytes) -> str:
-    """Read a string as Ceph stores it: its length, then its bytes."""
-    if len(data) < 4:
-        return ''
-    (length,) = struct.unpack_from('<I', data)
-    return data[4 : 4 + length].decode(errors='replace')

@@ -8,8 +8,8 @@ import errno
 import struct
 from typing import TypeAlias
 
-from cinder_cow.drivers.ceph.calls import CephError
-from cinder_cow.drivers.ceph.calls import translated
+from cinder_cow.drivers.ceph.calls import ignored
+from cinder_cow.drivers.ceph.encoding import packed
 
 with contextlib.suppress(ImportError):
     import rados
@@ -85,15 +85,11 @@ class Rows:
     def _read(
         self, ask: Callable[['rados.ReadOp'], _Found]
     ) -> dict[str, bytes]:
-        try:
-            with translated(), rados.ReadOpCtx() as operation:
-                rows, _status = ask(operation)
-                self._ioctx.operate_read_op(operation, self._name)
-                return {key: bytes(value) for key, value in rows}
-        except CephError as error:
-            if error.errno == errno.ENOENT:
-                return {}
-            raise
+        with ignored(errno.ENOENT), rados.ReadOpCtx() as operation:
+            rows, _status = ask(operation)
+            self._ioctx.operate_read_op(operation, self._name)
+            return {key: bytes(value) for key, value in rows}
+        return {}
 
     def put(
         self,
@@ -111,63 +107,42 @@ class Rows:
         :param unlock: the name of a lock that is forgotten in it
         :returns: False: it is another one now
         """
-        try:
-            with translated(), rados.WriteOpCtx() as operation:
-                operation.new(_CREATE)
-                operation.omap_cmp(key, was.decode(), _EQUAL)
-                self._ioctx.set_omap(operation, (key,), (value,))
-                if lock:
-                    operation.execute('lock', 'lock', lock.packed())
-                if unlock:
-                    operation.rm_xattr(f'lock.{unlock}')
-                self._ioctx.operate_write_op(operation, self._name)
-        except CephError as error:
-            if error.errno == errno.ECANCELED:
-                return False
-            raise
-        return True
+        with ignored(errno.ECANCELED), rados.WriteOpCtx() as operation:
+            operation.new(_CREATE)
+            operation.omap_cmp(key, was.decode(), _EQUAL)
+            self._ioctx.set_omap(operation, (key,), (value,))
+            if lock:
+                operation.execute('lock', 'lock', lock.packed())
+            if unlock:
+                operation.rm_xattr(f'lock.{unlock}')
+            self._ioctx.operate_write_op(operation, self._name)
+            return True
+        return False
 
     def remove(self, key: str, was: bytes, unlock: str) -> bool:
         """Remove a row and forget a lock, in one step.
 
         :returns: False: the row is another one now
         """
-        try:
-            with translated(), rados.WriteOpCtx() as operation:
-                operation.omap_cmp(key, was.decode(), _EQUAL)
-                self._ioctx.remove_omap_keys(operation, (key,))
-                operation.rm_xattr(f'lock.{unlock}')
-                self._ioctx.operate_write_op(operation, self._name)
-        except CephError as error:
-            if error.errno == errno.ECANCELED:
-                return False
-            raise
-        return True
+        with ignored(errno.ECANCELED), rados.WriteOpCtx() as operation:
+            operation.omap_cmp(key, was.decode(), _EQUAL)
+            self._ioctx.remove_omap_keys(operation, (key,))
+            operation.rm_xattr(f'lock.{unlock}')
+            self._ioctx.operate_write_op(operation, self._name)
+            return True
+        return False
 
     def forget_lock(self, lock: str) -> None:
         """Forget a lock that nobody holds."""
-        try:
-            with translated():
-                self._ioctx.rm_xattr(self._name, f'lock.{lock}')
-        except CephError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODATA):
-                raise
+        with ignored(errno.ENOENT, errno.ENODATA):
+            self._ioctx.rm_xattr(self._name, f'lock.{lock}')
 
     def lock(self, lock: Lock) -> bool:
         """Take or renew a lock.
 
         :returns: False: another one holds it, or it was lost meanwhile
         """
-        try:
-            with translated():
-                self._ioctx.execute(self._name, 'lock', 'lock', lock.packed())
-        except CephError as error:
-            if error.errno in (errno.EBUSY, errno.ENOENT):
-                return False
-            raise
-        return True
-
-
-def packed(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack('<I', len(data)) + data
+        with ignored(errno.EBUSY, errno.ENOENT):
+            self._ioctx.execute(self._name, 'lock', 'lock', lock.packed())
+            return True
+        return False

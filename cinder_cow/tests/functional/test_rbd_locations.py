@@ -92,9 +92,12 @@ class LocationTestCase(test_rbd.RbdTestCase):
     @contextlib.contextmanager
     def opened(self, name, namespace=''):
         """Open a pool as the administrator."""
-        with self.admin().open_ioctx(name) as ioctx:
-            ioctx.set_namespace(namespace)
-            yield ceph.Pool(ioctx, name)
+        cluster = ceph.Cluster(conf=str(self.cluster.conf), user='admin')
+        with (
+            ceph.connected(cluster) as connection,
+            connection.pool(name, namespace) as pool,
+        ):
+            yield pool
 
     @contextlib.contextmanager
     def image(self, location, **options):
