@@ -72,16 +72,11 @@ def _copy(
     file: direct_io.DirectWriter,
     report: streaming.Progress,
 ) -> None:
-    for extent in reader.extents():
-        offset, end = extent.offset, extent.offset + extent.length
-        if extent.hole:
-            file.skip(extent.length)
-            continue
-        while offset < end:
-            data = reader.read(offset, min(sparse.CHUNK, end - offset))
-            sparse.put(file, data)
-            offset += len(data)
-            report('exporting', offset, reader.size)
+    done = 0
+    for piece in sparse.pieces(reader.extents(), reader.read):
+        sparse.put(file, piece)
+        done += piece if isinstance(piece, int) else len(piece)
+        report('exporting', done, reader.size)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import logging
 import re
-from types import TracebackType
 from typing import Any, Self
 
 import glanceclient
@@ -26,6 +25,7 @@ import requests
 import urllib3
 
 from cinder_cow import exception
+from cinder_cow import handles
 from cinder_cow import http_remote
 from cinder_cow import http_session
 from cinder_cow import image_info as images
@@ -88,7 +88,7 @@ class _Adapter(http_session.BoundedAdapter):
                 raise
 
 
-class Glance:
+class Glance(handles.Closing):
     """A Glance, as one user of it; a context manager."""
 
     def __init__(
@@ -103,21 +103,12 @@ class Glance:
         session.timeout = settings.fetch_timeout
         for scheme in ('http://', 'https://'):
             session.mount(scheme, self._adapter)
-        self._client = glanceclient.Client(
-            '2',
-            session=session,
-            endpoint_override=target.endpoint_override,
-            interface=target.interface,
-            region_name=target.region_name,
-        )
+        place = dataclasses.asdict(target)
+        self._client = glanceclient.Client('2', session=session, **place)
         # The client percent-encodes the "=" of a Range header; bytes are
         # asked for over its session without it.
         self._bytes = ksa_adapter.Adapter(
-            session,
-            service_type='image',
-            endpoint_override=target.endpoint_override,
-            interface=target.interface,
-            region_name=target.region_name,
+            session, service_type='image', **place
         )
 
     @classmethod
@@ -180,17 +171,6 @@ class Glance:
 
     def close(self) -> None:
         self._session.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Private
 

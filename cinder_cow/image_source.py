@@ -10,12 +10,12 @@ import contextlib
 import os
 import pathlib
 import stat
-from types import TracebackType
-from typing import Protocol, runtime_checkable, Self
+from typing import Protocol, runtime_checkable
 
 from cinder_cow import exception
 from cinder_cow import file_state
 from cinder_cow import formats
+from cinder_cow import handles
 from cinder_cow import image_info as images
 from cinder_cow import qemu_img
 from cinder_cow import refusal
@@ -84,7 +84,7 @@ class Resumable(Protocol):
         """
 
 
-class FileSource:
+class FileSource(handles.Closing):
     """A local file; a context manager.
 
     :param path: of a regular file
@@ -168,17 +168,6 @@ class FileSource:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -275,8 +275,4 @@ class _RawFile(common.SinkMixin):
         return dataclasses.replace(node, direct=self._file.direct)
 
     def share_file(self, descriptor: int) -> bool:
-        if not file_sinks.share_blocks(descriptor, self._file.descriptor):
-            return False
-        # The source may have been written to: its length is the claim.
-        os.ftruncate(self._file.descriptor, self._file.size)
-        return True
+        return file_sinks.share_whole(descriptor, self._file)

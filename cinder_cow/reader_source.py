@@ -3,12 +3,11 @@
 
 from collections.abc import Iterator
 import contextlib
-from types import TracebackType
-from typing import Self
 
 from oslo_log import log as logging
 
 from cinder_cow import exception
+from cinder_cow import handles
 from cinder_cow import image_info as images
 from cinder_cow import image_source
 from cinder_cow import sparse
@@ -18,7 +17,7 @@ from cinder_cow.refusal import Reason
 LOG = logging.getLogger(__name__)
 
 
-class ReaderSource:
+class ReaderSource(handles.Closing):
     """An image source on top of a driver's reader; a context manager.
 
     :param label: the image, for messages
@@ -50,15 +49,7 @@ class ReaderSource:
         return self._reader.read(self.size - length, length)
 
     def pieces(self) -> Iterator[bytes | int]:
-        for extent in self._reader.extents():
-            if extent.hole:
-                yield extent.length
-                continue
-            offset, end = extent.offset, extent.offset + extent.length
-            while offset < end:
-                length = min(sparse.CHUNK, end - offset)
-                yield self._reader.read(offset, length)
-                offset += length
+        return sparse.pieces(self._reader.extents(), self._reader.read)
 
     def check_unchanged(self) -> None:
         try:
@@ -72,17 +63,6 @@ class ReaderSource:
 
     def close(self) -> None:
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._reader.__exit__(kind, error, trace)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ again at the byte it had reached, as long as it gets on.
 from collections.abc import Callable, Generator, Iterator
 import functools
 import time
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 from oslo_log import log as logging
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import handles
 from cinder_cow import http_session
 from cinder_cow import opts
 from cinder_cow.refusal import Reason
@@ -85,7 +85,7 @@ class Remote(Protocol):
     def close(self) -> None: ...
 
 
-class RemoteSource:
+class RemoteSource(handles.Closing):
     """An image source on a server; a context manager.
 
     Nothing is opened before something is asked.
@@ -153,17 +153,6 @@ class RemoteSource:
         if self._rest is not None:
             self._rest.close()
         self._remote.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # Private
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Holes: runs of zeros that take no space, and how they are found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import errno
 import os
@@ -67,15 +67,30 @@ def file_pieces(descriptor: int, size: int) -> Iterator[bytes | int]:
 
     :raises OSError: also where the file ends before its size
     """
-    for extent in file_extents(descriptor, size):
+
+    def read(offset: int, length: int) -> bytes:
+        data = os.pread(descriptor, length, offset)
+        if not data:
+            raise OSError(errno.EIO, 'the file was cut short')
+        return data
+
+    return pieces(file_extents(descriptor, size), read)
+
+
+def pieces(
+    extents: Iterable[Extent], read: Callable[[int, int], bytes]
+) -> Iterator[bytes | int]:
+    """Read extents in order: data, or the length of a hole.
+
+    :param read: gives bytes at an offset, so many or fewer, but not none
+    """
+    for extent in extents:
         if extent.hole:
             yield extent.length
             continue
         offset, end = extent.offset, extent.offset + extent.length
         while offset < end:
-            data = os.pread(descriptor, min(CHUNK, end - offset), offset)
-            if not data:
-                raise OSError(errno.EIO, 'the file was cut short')
+            data = read(offset, min(CHUNK, end - offset))
             yield data
             offset += len(data)
 

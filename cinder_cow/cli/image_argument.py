@@ -118,12 +118,12 @@ def _in_backend(
             backend=driver.backend,
         )
     unknown = images.ImageInfo(location.image, location.image, disk_format='')
-    with (
-        driver.read_image(unknown.at(location)) as reader,
-        reader_source.ReaderSource(
-            reader, location.image, location.image, location.url
-        ) as source,
-    ):
+    with reader_source.ReaderSource(
+        driver.read_image(unknown.at(location)),
+        location.image,
+        location.image,
+        location.url,
+    ) as source:
         yield _described(source, arguments).at(location), source
 
 

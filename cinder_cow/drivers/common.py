@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drivers share: names, size checks, and how handles are left."""
+"""What drivers share: names, size checks, and how sinks are left."""
 
 import abc
 import re
-from types import TracebackType
-from typing import Self
 
-from oslo_log import log as logging
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import handles
 from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
-
-LOG = logging.getLogger(__name__)
 
 # LVM's set, the strictest of our back ends, so that one name fits all.
 _VOLUME_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._+-]{0,199}')
@@ -76,32 +72,7 @@ def own_base(location: image_location.Location, backend: str) -> str:
     )
 
 
-class _Handle(abc.ABC):
-    """What is let go of where its ``with`` block is left."""
-
-    @abc.abstractmethod
-    def _let_go(self) -> None: ...
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Let go; an error in it becomes a note where it would hide one."""
-        try:
-            self._let_go()
-        except Exception as second:
-            if error is None:
-                raise
-            LOG.exception('Closing failed after another error')
-            error.add_note(str(second))
-
-
-class SinkMixin(_Handle):
+class SinkMixin(handles.Handle):
     """A sink that is aborted where it was not finished."""
 
     @abc.abstractmethod
@@ -111,11 +82,5 @@ class SinkMixin(_Handle):
         self.abort()
 
 
-class ReaderMixin(_Handle):
+class ReaderMixin(handles.Closing):
     """A reader that is closed."""
-
-    @abc.abstractmethod
-    def close(self) -> None: ...
-
-    def _let_go(self) -> None:
-        self.close()

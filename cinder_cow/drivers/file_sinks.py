@@ -48,6 +48,18 @@ def share_blocks(source: int, target: int) -> bool:
     return True
 
 
+def share_whole(source: int, file: direct_io.DirectWriter) -> bool:
+    """Give a file that is being written all blocks of an open one.
+
+    :returns: False, with nothing changed, where that cannot be
+    """
+    if not share_blocks(source, file.descriptor):
+        return False
+    # The source may have been written to: its length is the claim.
+    os.ftruncate(file.descriptor, file.size)
+    return True
+
+
 class _FileSink(common.SinkMixin):
     """A raw file in a partial, written directly, by QEMU, or by sharing."""
 
@@ -88,11 +100,7 @@ class _FileSink(common.SinkMixin):
 
     def share_file(self, descriptor: int) -> bool:
         with file_layout.translated(self._backend):
-            if not share_blocks(descriptor, self._file.descriptor):
-                return False
-            # The source may have been written to: its length is the claim.
-            os.ftruncate(self._file.descriptor, self._file.size)
-            return True
+            return share_whole(descriptor, self._file)
 
     def abort(self) -> None:
         with file_layout.translated(self._backend):

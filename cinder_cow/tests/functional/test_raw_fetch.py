@@ -143,19 +143,12 @@ class TestFile(FetchTestCase):
         self.assertTrue(self.is_disk(raw.read_bytes()))
         self.assertLess(self.target.stat().st_blocks * 512, units.Mi)
 
-    def test_a_wrong_hash(self):
+    @ddt.data('raw', 'qcow2')
+    def test_a_wrong_hash(self, kind):
         self.refused(
             Reason.HASH_MISMATCH,
             exception.ImageError,
-            self.serve(http_place.image('raw')),
-            hash_='sha256:' + '0' * 64,
-        )
-
-    def test_a_wrong_hash_of_a_qcow2(self):
-        self.refused(
-            Reason.HASH_MISMATCH,
-            exception.ImageError,
-            self.serve(http_place.image('qcow2')),
+            self.serve(http_place.image(kind)),
             hash_='sha256:' + '0' * 64,
         )
 
