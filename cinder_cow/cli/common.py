@@ -4,6 +4,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import pathlib
 import sys
 from typing import Any
 
@@ -11,8 +12,11 @@ from cliff import columns
 from oslo_utils import units
 import tqdm
 
+from cinder_cow import exception
 from cinder_cow import plan as plans
 from cinder_cow import streaming
+from cinder_cow.drivers import file_layout
+from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 
 
@@ -28,6 +32,19 @@ def gib(text: str) -> int:
             f'{text!r} is not a whole number of GiB from 1 to {2**33 - 1}'
         )
     return size * units.Gi
+
+
+def check_outside(path: pathlib.Path) -> None:
+    """Refuse to put a file among volumes: it would become one.
+
+    :raises RequestError: EXPORT_FAILED
+    """
+    if file_layout.is_back_end(path.parent):
+        raise exception.RequestError.because(
+            Reason.EXPORT_FAILED,
+            path=str(path),
+            problem='that directory is a back end',
+        )
 
 
 @contextlib.contextmanager

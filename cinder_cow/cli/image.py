@@ -9,16 +9,12 @@ from typing import Any
 from cliff import lister
 from cliff import show
 
-from cinder_cow import exception
 from cinder_cow import plan as plans
 from cinder_cow import raw_fetch
 from cinder_cow.cli import backend
 from cinder_cow.cli import common
 from cinder_cow.cli import image_argument
-from cinder_cow.refusal import Reason
 
-# What a back end of files is known by; see drivers/file_layout.py.
-_LAYOUT = 'cow-layout'
 _NAMES = ('candidate', 'possible', 'told_by', 'reason', 'detail', 'remedy')
 
 
@@ -68,7 +64,7 @@ class FetchImage(show.ShowOne):
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         manager = backend.from_arguments(self.app_args)
-        _check_outside(parsed_args.path)
+        common.check_outside(parsed_args.path)
         with (
             image_argument.opened(parsed_args, manager) as (image, source),
             common.progress() as progress,
@@ -88,16 +84,6 @@ class FetchImage(show.ShowOne):
             fetched.bytes_copied,
             fetched.verified,
             round(fetched.seconds, 4),
-        )
-
-
-def _check_outside(path: pathlib.Path) -> None:
-    """Refuse to put a file among the volumes: it would become one."""
-    if (path.parent / _LAYOUT).exists():
-        raise exception.RequestError.because(
-            Reason.EXPORT_FAILED,
-            path=str(path),
-            problem='that directory is a back end',
         )
 
 

@@ -10,14 +10,12 @@ from cliff import command
 from cliff import lister
 from cliff import show
 
-from cinder_cow import exception
 from cinder_cow import exporting
 from cinder_cow import outcome as outcomes
 from cinder_cow.cli import backend
 from cinder_cow.cli import common
 from cinder_cow.cli import image_argument
 from cinder_cow.drivers import base
-from cinder_cow.refusal import Reason
 
 _Table = tuple[tuple[str, ...], tuple[Any, ...]]
 
@@ -124,22 +122,12 @@ class ExportVolume(command.Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
         driver = backend.from_arguments(self.app_args).driver
-        self._check_path(driver.show(parsed_args.name), parsed_args.path)
+        common.check_outside(parsed_args.path)
         with (
             driver.read(parsed_args.name) as reader,
             common.progress() as progress,
         ):
             exporting.export(reader, parsed_args.path, progress)
-
-    def _check_path(self, volume: base.VolumeInfo, path: pathlib.Path) -> None:
-        """Refuse to put a file among the volumes: it would become one."""
-        place = path.parent.resolve()
-        if volume.path and place == pathlib.Path(volume.path).parent.resolve():
-            raise exception.RequestError.because(
-                Reason.EXPORT_FAILED,
-                path=str(path),
-                problem='that directory is the back end',
-            )
 
 
 def _outcome(outcome: outcomes.Outcome) -> dict[str, Any]:

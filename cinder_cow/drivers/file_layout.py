@@ -33,12 +33,18 @@ from cinder_cow import refusal
 LOG = logging.getLogger(__name__)
 
 VERSION = '1'
+_VERSION_FILE = 'cow-layout'
 # How long to wait for somebody who removes what dead makers left.
 _SWEEP_WAIT_SECONDS = 60
 # Each is a race lost against somebody who let the name go meanwhile.
 _HOLD_ATTEMPTS = 1000
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def is_back_end(directory: pathlib.Path) -> bool:
+    """Whether a directory is one of the file driver."""
+    return (directory / _VERSION_FILE).exists()
 
 
 @contextlib.contextmanager
@@ -123,7 +129,7 @@ class Layout:
 
     def _prepare(self) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        version_file = self.root / 'cow-layout'
+        version_file = self.root / _VERSION_FILE
         for directory in (self.bases, self.partial):
             if directory.is_symlink():
                 # A sweep removes what is in there: never somewhere else.
