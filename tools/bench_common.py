@@ -3,18 +3,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import random
 import statistics
 from typing import Any
 
-WIDTHS = (44, 24, 9, 18, 18)
+import reports
 
-
-def row(*cells: str) -> str:
-    padded = zip(cells, WIDTHS[: len(cells)], strict=True)
-    return ' '.join(f'{cell:<{width}}' for cell, width in padded).rstrip()
-
-
+row = functools.partial(reports.row, (44, 24, 9, 18, 18))
 HEADER = row('what', 'ours: 1/4 median 3/4', 'beside', 'ratio (1/4-3/4)')
 
 

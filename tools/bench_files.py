@@ -9,13 +9,12 @@ import argparse
 from collections.abc import Callable, Iterator
 from concurrent import futures
 import contextlib
-import datetime
 import fcntl
+import functools
 import hashlib
 import multiprocessing
 import os
 import pathlib
-import platform
 import resource
 import shutil
 import statistics
@@ -25,6 +24,7 @@ import tempfile
 import time
 
 from oslo_utils import units
+import reports
 
 from cinder_cow import image_info as images
 from cinder_cow import image_source
@@ -36,6 +36,8 @@ from cinder_cow.drivers import file
 from cinder_cow.tests import storage
 
 FICLONE = 0x40049409
+
+row = functools.partial(reports.row, (46, 26, 14, 24))
 
 
 class Manager(manager.CreateVolumeFromImageMixin):
@@ -49,32 +51,14 @@ def main() -> int:
     parser.add_argument('--short', action='store_true', help='a few runs')
     parser.add_argument('--output', type=pathlib.Path, help='keep it there')
     arguments = parser.parse_args()
-    lines = list(report(short=arguments.short))
-    if arguments.output:
-        arguments.output.write_text('\n'.join(lines) + '\n')
+    reports.told(report(arguments.short), arguments.output)
     return 0
 
 
 def report(short: bool) -> Iterator[str]:
-    for line in _report(short):
-        print(line, flush=True)
-        yield line
-
-
-def _report(short: bool) -> Iterator[str]:
-    commit = subprocess.run(
-        ['git', 'rev-parse', '--short', 'HEAD'],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    today = datetime.datetime.now(datetime.UTC).date()
-    yield f'tools/bench files{" --short" if short else ""}'
-    yield (
-        f'{today}, commit {commit}, {os.cpu_count()} cores, Linux '
-        f'{platform.release()}, Python {platform.python_version()}'
+    yield from reports.heading(
+        f'tools/bench files{" --short" if short else ""}'
     )
-    yield ''
     yield row('what', 'ours: min median max', 'bare: median', 'ratio')
     with tempfile.TemporaryDirectory(dir='/var/tmp') as top:
         yield from stream_rows(pathlib.Path(top), 3 if short else 9)
@@ -82,11 +66,6 @@ def _report(short: bool) -> Iterator[str]:
     for kind in ('ext4', 'xfs'):
         with storage.mounted(kind, 24 * units.Gi) as mount:
             yield from clone_rows(kind, mount, 5 if short else 50)
-
-
-def row(*cells: str) -> str:
-    widths = (46, 26, 14, 24)
-    return ' '.join(f'{c:<{w}}' for c, w in zip(cells, widths, strict=True))
 
 
 def compared(

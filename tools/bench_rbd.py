@@ -18,7 +18,7 @@ import bench_common
 import bench_rbd_clone
 import bench_rbd_many
 import bench_rbd_stream
-import soak_common
+import reports
 
 from cinder_cow.tests import ceph_cluster
 
@@ -46,12 +46,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.volumes is None:
         arguments.volumes = 100 if arguments.short else 5000
-    soak_common.told(_report(arguments), arguments.output)
+    reports.told(_report(arguments), arguments.output)
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> Iterator[str]:
-    yield from soak_common.heading(f'tools/bench rbd{_told(arguments)}')
+    yield from reports.heading(f'tools/bench rbd{_told(arguments)}')
     yield bench_common.HEADER
     with (
         tempfile.TemporaryDirectory(dir='/var/tmp', prefix='bench-') as top,

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the soak tests share: their report, kept with date and commit."""
+"""What benchmarks and soak tests share: a report, with date and commit."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import datetime
 import os
 import pathlib
 import platform
+import random
 import subprocess
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--seed', type=int, help='of the random numbers')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        help='of the random numbers',
+    )
     parser.add_argument('--output', type=pathlib.Path, help='keep it there')
     return parser
+
+
+def row(widths: Sequence[int], *cells: object) -> str:
+    """Make a row of a table whose columns are so wide."""
+    padded = zip(cells, widths[: len(cells)], strict=True)
+    return ' '.join(f'{c!s:<{width}}' for c, width in padded).rstrip()
 
 
 def told(lines: Iterable[str], output: pathlib.Path | None) -> None:

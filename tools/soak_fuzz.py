@@ -7,13 +7,13 @@ The seed decides all examples: a run can be repeated.
 import argparse
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import pathlib
-import random
 import sys
 import tempfile
 
 from oslo_utils import units
-import soak_common
+import reports
 
 from cinder_cow.tests import limited
 from cinder_cow.tests.unit import test_fuzz
@@ -21,22 +21,22 @@ from cinder_cow.tests.unit import test_fuzz
 # In one process: Hypothesis remembers all it has tried, which counts too.
 BATCH = 1000
 
+row = functools.partial(reports.row, (18, 10, 9, 14, 10))
+
 
 def main() -> int:
-    parser = soak_common.arguments(__doc__)
+    parser = reports.arguments(__doc__)
     parser.add_argument(
         '--examples', type=int, default=10_000, help='of each property'
     )
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     broken: list[str] = []
-    soak_common.told(report(arguments, broken), arguments.output)
+    reports.told(report(arguments, broken), arguments.output)
     return 1 if broken else 0
 
 
 def report(arguments: argparse.Namespace, broken: list[str]) -> Iterator[str]:
-    yield from soak_common.heading(
+    yield from reports.heading(
         f'tools/soak fuzz --examples {arguments.examples} '
         f'--seed {arguments.seed}'
     )
@@ -69,13 +69,6 @@ def report(arguments: argparse.Namespace, broken: list[str]) -> Iterator[str]:
         f'fuzz: {len(test_fuzz.PROPERTIES)} properties, {total} examples, '
         f'{len(broken)} broken'
     )
-
-
-def row(*cells: object) -> str:
-    widths = (18, 10, 9, 14, 10)
-    return ' '.join(
-        f'{c!s:<{w}}' for c, w in zip(cells, widths, strict=True)
-    ).rstrip()
 
 
 def batches(

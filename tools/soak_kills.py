@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -22,8 +23,8 @@ import tempfile
 import time
 
 from oslo_utils import units
+import reports
 import soak_backend
-import soak_common
 
 from cinder_cow.tests import http_behaviour
 from cinder_cow.tests import http_server
@@ -41,6 +42,8 @@ LOOK = 0.0003
 YOUNG = 0.1
 # 16 KiB at once make the fetch of 80 MiB last for 0.3 s.
 CHUNK = 16 * units.Ki
+
+row = functools.partial(reports.row, (22, 7, 13, 7, 11, 9, 10, 5))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Kind:
 
 
 def main() -> int:
-    parser = soak_common.arguments(__doc__)
+    parser = reports.arguments(__doc__)
     parser.add_argument(
         '--rounds', type=int, default=50, help='on each file system'
     )
@@ -71,17 +74,15 @@ def main() -> int:
         '--mib', type=int, default=80, help='size of the images'
     )
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     rounds: list[Round] = []
-    soak_common.told(report(arguments, rounds), arguments.output)
+    reports.told(report(arguments, rounds), arguments.output)
     return 0 if rounds and not any(one.problems for one in rounds) else 1
 
 
 def report(
     arguments: argparse.Namespace, rounds: list['Round']
 ) -> Iterator[str]:
-    yield from soak_common.heading(
+    yield from reports.heading(
         f'tools/soak kills --rounds {arguments.rounds} --mib {arguments.mib}'
         f' --seed {arguments.seed}'
     )
@@ -111,13 +112,6 @@ def report(
         f'kills: {len(rounds)} rounds, {len(rounds) - wrong} right, '
         f'{wrong} wrong'
     )
-
-
-def row(*cells: object) -> str:
-    widths = (22, 7, 13, 7, 11, 9, 10, 5)
-    return ' '.join(
-        f'{c!s:<{w}}' for c, w in zip(cells, widths, strict=True)
-    ).rstrip()
 
 
 def table(file_system: str, rounds: list['Round']) -> Iterator[str]:

@@ -19,7 +19,7 @@ import tempfile
 import time
 
 from oslo_utils import units
-import soak_common
+import reports
 
 from cinder_cow import exception
 from cinder_cow.drivers import ceph
@@ -136,20 +136,18 @@ class Soak:
 
 
 def main() -> int:
-    parser = soak_common.arguments(__doc__)
+    parser = reports.arguments(__doc__)
     parser.add_argument('--rounds', type=int, default=50)
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     # That something was removed is what we are here for.
     logging.getLogger('cinder_cow').setLevel(logging.ERROR)
     wrong: list[str] = []
-    soak_common.told(report(arguments, wrong), arguments.output)
+    reports.told(report(arguments, wrong), arguments.output)
     return 1 if wrong else 0
 
 
 def report(arguments: argparse.Namespace, wrong: list[str]) -> Iterator[str]:
-    yield from soak_common.heading(
+    yield from reports.heading(
         f'tools/soak rbd --rounds {arguments.rounds} --seed {arguments.seed}'
     )
     kills: collections.Counter[str] = collections.Counter()
