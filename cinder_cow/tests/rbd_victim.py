@@ -130,6 +130,8 @@ class Victims:
             [sys.executable, '-m', __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # What victims log is no fault, and would hide those of tests.
+            stderr=subprocess.DEVNULL,
             env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
             text=True,
         )
