@@ -40,6 +40,7 @@ class Reason(enum.Enum):
     FALLBACK_REFUSED = 'fallback_refused'
     NOT_CLONEABLE = 'not_cloneable'
     NO_BASE_KEEPING = 'no_base_keeping'
+    NO_CHECKING = 'no_checking'
     TOOL_MISSING = 'tool_missing'
     CEPH_UNAVAILABLE = 'ceph_unavailable'
     NO_POOL = 'no_pool'
@@ -83,13 +84,17 @@ class Reason(enum.Enum):
     NO_IDENTITY = 'no_identity'
     BASE_NOT_FOUND = 'base_not_found'
     BASE_CHANGED = 'base_changed'
+    MANIFEST_DAMAGED = 'manifest_damaged'
     BASE_IN_USE = 'base_in_use'
+    BASE_LOST = 'base_lost'
+    NOT_LINKABLE = 'not_linkable'
     # The back end, while at work
     NO_SPACE = 'no_space'
     NO_SCRATCH_SPACE = 'no_scratch_space'
     BUSY = 'busy'
     CEPH_TIMED_OUT = 'ceph_timed_out'
     CONVERSION_FAILED = 'conversion_failed'
+    MKFS_FAILED = 'mkfs_failed'
     BACKEND_ERROR = 'backend_error'
 
 
@@ -184,6 +189,10 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.NO_BASE_KEEPING: _Text(
         _("the driver of back end '%(backend)s' keeps no bases"),
         _('Use a back end whose driver keeps bases, for instance "file".'),
+    ),
+    Reason.NO_CHECKING: _Text(
+        _("the driver of back end '%(backend)s' does not find what is left"),
+        _('Use a back end whose driver does, for instance "file".'),
     ),
     Reason.TOOL_MISSING: _Text(
         _("the program '%(tool)s' is not on the PATH"),
@@ -398,9 +407,24 @@ _TEXTS: dict[Reason, _Text] = {
             ' "cinder-cow base remove %(base)s", and it is made anew.'
         ),
     ),
+    Reason.MANIFEST_DAMAGED: _Text(
+        _("the manifest of base '%(base)s' cannot be used: %(problem)s"),
+        _(
+            'If the base is right, make it anew: cinder-cow base scrub'
+            ' --record %(base)s.'
+        ),
+    ),
     Reason.BASE_IN_USE: _Text(
         _("base '%(base)s' is the parent of %(children)s"),
         _('Delete these volumes first.'),
+    ),
+    Reason.BASE_LOST: _Text(
+        _("base '%(base)s' was taken over by another maker"),
+        _('Try again: it may be there by now.'),
+    ),
+    Reason.NOT_LINKABLE: _Text(
+        _("volume '%(volume)s' cannot become a base uncopied: %(problem)s"),
+        _('Nothing need be done: the image is copied into a base instead.'),
     ),
     Reason.NO_SPACE: _Text(
         _("no space left in back end '%(backend)s': %(problem)s"),
@@ -427,6 +451,10 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.CONVERSION_FAILED: _Text(
         _("image '%(image)s' could not be converted: %(problem)s"),
         _('Check it with qemu-img check, and convert it by hand to see more.'),
+    ),
+    Reason.MKFS_FAILED: _Text(
+        _("no %(kind)s of %(size)d bytes could be made: %(problem)s"),
+        _('Choose a size that %(tool)s takes, or run it by hand to see more.'),
     ),
     Reason.BACKEND_ERROR: _Text(
         _("back end '%(backend)s' failed: %(problem)s"),

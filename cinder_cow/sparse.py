@@ -95,6 +95,17 @@ def pieces(
             offset += len(data)
 
 
+def between(
+    extents: Iterable[Extent], start: int, end: int
+) -> Iterator[Extent]:
+    """Cut what lies between two offsets out of extents, in order."""
+    for extent in extents:
+        first = max(start, extent.offset)
+        last = min(end, extent.offset + extent.length)
+        if first < last:
+            yield Extent(first, last - first, extent.hole)
+
+
 def runs(data: bytes) -> Iterator[tuple[int, int, bool]]:
     """Cut data into runs of zeros and runs of others, by granule.
 

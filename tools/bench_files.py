@@ -32,6 +32,7 @@ from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import streaming
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import file
 from cinder_cow.tests import storage
 
@@ -301,7 +302,7 @@ def clone_rows(kind: str, mount: pathlib.Path, runs: int) -> Iterator[str]:
 BARE = {'ext4': 'qemu-img create -b', 'xfs': 'FICLONE'}
 
 
-def bare_clone(mount: pathlib.Path, parent: base.Base, size: int) -> float:
+def bare_clone(mount: pathlib.Path, parent: bases.Base, size: int) -> float:
     """Do what makes a clone, and nothing else."""
     image = mount / 'backend/cow-bases' / parent.name / 'image.raw'
     target = mount / 'bare'

@@ -7,17 +7,15 @@ from its options, and :meth:`Driver.bound` gives a view of it for one create.
 The life of a volume: :meth:`Driver.open` gives a writer on something that
 has no final name yet; ``close()`` publishes it under its name in one step,
 ``abort()`` (or leaving the ``with`` block) leaves nothing. A clone goes the
-same way in one call. The life of a base is the same with
-:meth:`BaseKeeper.begin_base` and :meth:`BaseWriter.publish`, after which it is
-read-only until it is retired.
+same way in one call. How bases live is told in :mod:`.bases`.
 
-Words: *volume_name* is checked by :func:`.common.check_volume_name`; the name
-of a base is :attr:`BaseKey.name`; sizes, offsets and lengths are bytes.
+Words: *volume_name* is checked by :func:`.common.check_volume_name`; sizes,
+offsets and lengths are bytes.
 
 Optional abilities are the separate protocols :class:`Cloner`,
-:class:`ImageReader`, :class:`BaseKeeper`, :class:`QemuTarget` and
-:class:`FileTarget`: a driver has
-one when it has its methods. Ask with ``isinstance``.
+:class:`ImageReader`, :class:`QemuTarget`, :class:`FileTarget` and
+:class:`QemuSource`, and those of :mod:`.bases`: a driver, or a handle of
+it, has one when it has its methods. Ask with ``isinstance``.
 
 What drivers share, and may take from :mod:`cinder_cow.drivers.common`, is no
 part of the contract.
@@ -26,16 +24,13 @@ Errors a driver lets through: :class:`~cinder_cow.exception.RequestError` and
 :class:`~cinder_cow.exception.BackendError`, with the reasons named below.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import dataclasses
-import hashlib
-import json
 from types import TracebackType
 from typing import ClassVar, Protocol, runtime_checkable, Self, TypeAlias
 
 from oslo_config import cfg
 
-from cinder_cow import formats
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
@@ -77,78 +72,6 @@ class VolumeInfo:
     format: str
     path: str = ''
     parent: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BaseKey:
-    """What makes two bases the same: the image, its content, how it is read.
-
-    A base is found by both, never by a hash alone: a claimed hash must give
-    nobody the bytes of another's image.
-
-    :param image_id: Glance id, or the real path of a file
-    :param content_id: 'sha512:...' or what identifies a file's content
-    :param read_as: the format that was converted; 'raw' for bytes as they
-        are. A fixed VHD read as raw is another disk than itself.
-    """
-
-    image_id: str
-    content_id: str
-    read_as: str = 'raw'
-
-    @classmethod
-    def of(cls, image: images.ImageInfo) -> Self | None:
-        """Return the key of an image, if something identifies its content."""
-        content_id = image.content_id
-        if image.os_hash_algo and image.os_hash_value:
-            content_id = f'{image.os_hash_algo}:{image.os_hash_value}'
-        elif image.checksum:
-            content_id = f'md5:{image.checksum}'
-        if not content_id:
-            return None
-        read_as = image.disk_format
-        if read_as not in formats.CONVERTED:
-            read_as = 'raw'
-        return cls(image.id, content_id, read_as)
-
-    @property
-    def name(self) -> str:
-        """The base's name in any back end."""
-        text = json.dumps(dataclasses.astuple(self))
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        return f'{RESERVED_PREFIX}base-{digest[:40]}'
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BaseFacts:
-    """What is kept with a base.
-
-    :param image_name: for people
-    :param source_format: what the image's bytes were before ('qcow2', ...)
-    :param content_size: bytes of the disk in it; what lies behind is zeros
-    :param hash: 'algorithm:value' over the fetched bytes, empty if none
-    :param made_at: seconds since the epoch
-    """
-
-    key: BaseKey
-    image_name: str
-    source_format: str
-    content_size: int
-    hash: str
-    made_at: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Base:
-    """A published base."""
-
-    facts: BaseFacts
-    location: image_location.BaseLocation
-    allocated: int
-
-    @property
-    def name(self) -> str:
-        return self.location.name
 
 
 class Sink(Protocol):
@@ -201,19 +124,6 @@ class Writer(Sink, Protocol):
 
         :raises RequestError: VOLUME_EXISTS if the name was taken meanwhile
         :raises BackendError: NO_SPACE, BACKEND_ERROR
-        """
-
-
-class BaseWriter(Sink, Protocol):
-    """A sink for a base."""
-
-    def publish(self, facts: BaseFacts) -> Base:
-        """Flush and publish the base with its facts, in one step.
-
-        Where it fails nothing is published, and ``abort`` leaves nothing.
-
-        :raises BackendError: NO_SPACE, BACKEND_ERROR
-        :raises ValueError: it is finished already
         """
 
 
@@ -351,33 +261,6 @@ class ImageReader(Protocol):
 
 
 @runtime_checkable
-class BaseKeeper(Cloner, Protocol):
-    """Keeps bases, each a location that :meth:`Cloner.clone` takes."""
-
-    def find_base(self, key: BaseKey) -> Base | None:
-        """Return the published base of that key."""
-
-    def begin_base(self, key: BaseKey, size: int) -> BaseWriter | Base:
-        """Begin a base of that size, as the only maker.
-
-        Waits while another maker is at it, and then returns that one's base.
-
-        :raises BackendError: BUSY when the wait reaches its limit
-        """
-
-    def list_bases(self) -> Iterator[Base]: ...
-
-    def children(self, base: Base, limit: int) -> Sequence[str]:
-        """Names of volumes that cannot live without the base, some or all."""
-
-    def retire_base(self, name: str) -> None:
-        """Remove a base; one that is gone already is removed.
-
-        :raises RequestError: BASE_IN_USE with the names of its children
-        """
-
-
-@runtime_checkable
 class QemuTarget(Protocol):
     """A sink that qemu-img can write to, instead of write and skip."""
 
@@ -394,3 +277,11 @@ class FileTarget(Protocol):
 
         :returns: False, with nothing changed, where it cannot be shared
         """
+
+
+@runtime_checkable
+class QemuSource(Protocol):
+    """A reader whose bytes qemu-img can read itself, where they are."""
+
+    def qemu_source(self) -> qemu_img.QemuNode:
+        """Return what qemu-img shall open; valid until it is closed."""

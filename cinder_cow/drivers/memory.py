@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import copy
 import dataclasses
 import threading
+import time
 from typing import Any, ClassVar, Self
 
 from oslo_config import cfg
@@ -20,11 +21,10 @@ from cinder_cow import opts
 from cinder_cow import refusal
 from cinder_cow import sparse
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import common
 
 BLOCK = 64 * 1024
-# How long a request waits for another's base.
-BASE_WAIT_SECONDS = 600
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,6 +45,14 @@ class _Disk:
             offset, length = offset + count, length - count
         return bytes(data)
 
+    def cut(self, size: int) -> dict[int, bytes]:
+        """Return the blocks of the first bytes, with zeros behind them."""
+        last, rest = divmod(size, BLOCK)
+        found = {n: block for n, block in self.blocks.items() if n <= last}
+        if last in found:
+            found[last] = found[last][:rest].ljust(BLOCK, b'\0')
+        return found
+
     def write(self, offset: int, data: bytes) -> None:
         while data:
             number, start = divmod(offset, BLOCK)
@@ -53,6 +61,15 @@ class _Disk:
             block[start : start + len(part)] = part
             self.blocks[number] = bytes(block)
             offset += len(part)
+
+
+@dataclasses.dataclass(slots=True)
+class _KeptBase:
+    """A published base, and all that is kept with it."""
+
+    base: bases.Base
+    disk: _Disk
+    manifest: bytes = b''
 
 
 class MemoryDriver:
@@ -70,10 +87,13 @@ class MemoryDriver:
         self.capacity = capacity
         self.request = base.VolumeRequest()
         self._volumes: dict[str, _Disk] = {}
-        self._bases: dict[str, tuple[base.Base, _Disk]] = {}
-        # Names of what is being made. One lock guards all three.
-        self._making: set[str] = set()
-        self._changed = threading.Condition()
+        self._bases: dict[str, _KeptBase] = {}
+        # What makers of bases left for the next one: the disk, and how much
+        # of it they wrote.
+        self._kept: dict[str, tuple[_Disk, int]] = {}
+        # What is being made. One lock guards them all.
+        self._making: dict[str, bases.Making | None] = {}
+        self._lock = threading.RLock()
 
     @classmethod
     def from_options(cls, options: opts.BackendOptions) -> Self:
@@ -90,7 +110,7 @@ class MemoryDriver:
     def read(self, source: str | image_location.Location) -> base.Reader:
         if isinstance(source, str):
             return _Reader(self._disk(source))
-        return _Reader(self._parent(source)[1])
+        return _Reader(self._parent(source).disk)
 
     def exists(self, volume_name: str) -> bool:
         common.check_volume_name(volume_name)
@@ -137,66 +157,84 @@ class MemoryDriver:
         self, image_info: images.ImageInfo, volume_name: str
     ) -> base.VolumeInfo:
         (location,) = image_info.locations
-        parent, disk = self._parent(location)
+        parent = self._parent(location)
         size = common.clone_size(
-            self.request, parent.facts.content_size, image_info.label
+            self.request, parent.base.facts.content_size, image_info.label
         )
         with self._open(volume_name, size) as writer:
-            writer.disk.blocks = dict(disk.blocks)
+            writer.disk.blocks = dict(parent.disk.blocks)
             writer.close()
         return self.show(volume_name)
 
     # BaseKeeper
 
-    def find_base(self, key: base.BaseKey) -> base.Base | None:
+    def find_base(self, key: bases.BaseKey) -> bases.Base | None:
         found = self._bases.get(key.name)
-        return found[0] if found else None
+        return found.base if found else None
 
-    def begin_base(
-        self, key: base.BaseKey, size: int
-    ) -> base.BaseWriter | base.Base:
-        with self._changed:
-            if not self._changed.wait_for(
-                lambda: key.name not in self._making, BASE_WAIT_SECONDS
-            ):
-                raise exception.BackendError.because(
-                    refusal.Reason.BUSY,
-                    what=f'base {key.name}',
-                    owner='another thread',
-                    seconds=BASE_WAIT_SECONDS,
-                )
+    def begin_base(self, key: bases.BaseKey, size: int) -> bases.Begun:
+        with self._lock:
             if key.name in self._bases:
-                return self._bases[key.name][0]
-            self._making.add(key.name)
-        return _BaseWriter(self, key.name, size)
+                return self._bases[key.name].base
+            if key.name in self._making:
+                making = self._making[key.name]
+                return making or bases.Making('another thread')
+            self._making[key.name] = bases.Making(
+                'another thread', time.time()
+            )
+            kept = self._kept.pop(key.name, None)
+        return _BaseWriter(self, key.name, size, kept)
 
-    def list_bases(self) -> Iterator[base.Base]:
-        return (found for found, disk in self._bases.values())
+    def list_bases(self) -> Iterator[bases.Base]:
+        return (kept.base for kept in list(self._bases.values()))
 
-    def children(self, base: base.Base, limit: int) -> Sequence[str]:
+    def children(self, base: bases.Base, limit: int) -> Sequence[str]:
         return ()  # clones hold the blocks themselves
+
+    def set_base_facts(self, name: str, **changes: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            kept = self._base(name)
+            facts = dataclasses.replace(kept.base.facts, **changes)
+            kept.base = dataclasses.replace(kept.base, facts=facts)
+
+    def base_manifest(self, name: str) -> bytes:
+        return self._base(name).manifest
+
+    def set_base_manifest(self, name: str, manifest: bytes) -> None:
+        self._base(name).manifest = manifest
 
     def retire_base(self, name: str) -> None:
         self._bases.pop(name, None)
+
+    # BaseLinker
+
+    def link_base(
+        self, key: bases.BaseKey, size: int, volume_name: str
+    ) -> bases.Begun:
+        disk = self._disk(volume_name)
+        begun = self.begin_base(key, size)
+        if isinstance(begun, _BaseWriter):
+            begun.restart()
+            begun.disk.blocks = disk.cut(size)
+        return begun
 
     # Private
 
     def _open(self, volume_name: str, size: int) -> '_VolumeWriter':
         common.check_volume_name(volume_name)
-        with self._changed:
+        with self._lock:
             if volume_name in self._volumes or volume_name in self._making:
                 raise self._error(
                     refusal.Reason.VOLUME_EXISTS,
                     volume=volume_name,
                     state='exists already',
                 )
-            self._making.add(volume_name)
+            self._making[volume_name] = None
         return _VolumeWriter(self, volume_name, size)
 
     def _finish(self, name: str) -> None:
-        with self._changed:
-            self._making.discard(name)
-            self._changed.notify_all()
+        with self._lock:
+            self._making.pop(name, None)
 
     def _error(
         self,
@@ -214,11 +252,11 @@ class MemoryDriver:
             )
         return self._volumes[volume_name]
 
-    def _parent(
-        self, location: image_location.Location
-    ) -> tuple[base.Base, _Disk]:
+    def _parent(self, location: image_location.Location) -> _KeptBase:
         """Return the base at a location of ours."""
-        name = common.own_base(location, self.backend)
+        return self._base(common.own_base(location, self.backend))
+
+    def _base(self, name: str) -> _KeptBase:
         found = self._bases.get(name)
         if found is None:
             raise exception.BackendError.because(
@@ -288,16 +326,51 @@ class _VolumeWriter(_MemorySink):
 
 
 class _BaseWriter(_MemorySink):
-    def publish(self, facts: base.BaseFacts) -> base.Base:
+    def __init__(
+        self,
+        driver: MemoryDriver,
+        name: str,
+        size: int,
+        kept: tuple[_Disk, int] | None,
+    ) -> None:
+        super().__init__(driver, name, size)
+        self.kept = 0
+        if kept and kept[0].size == size:
+            self.disk, self.kept = kept
+            self._offset = self.kept
+
+    def kept_pieces(self) -> Iterator[bytes | int]:
+        reader = _Reader(self.disk)
+        extents = sparse.between(reader.extents(), 0, self.kept)
+        return sparse.pieces(extents, reader.read)
+
+    def restart(self) -> None:
+        self.disk = _Disk(self.disk.size)
+        self.kept = self._offset = 0
+
+    def tell(self, progress: bases.Progress) -> None:
+        with self.driver._lock:
+            making = self.driver._making.get(self.name)
+            if making:
+                self.driver._making[self.name] = dataclasses.replace(
+                    making, progress=progress
+                )
+
+    def publish(self, facts: bases.BaseFacts) -> bases.Base:
         if self._done:
             raise ValueError('published after it was finished')
         self.flush()
         location = image_location.BaseLocation(self.driver.backend, self.name)
         allocated = len(self.disk.blocks) * BLOCK
-        published = base.Base(facts, location, allocated)
-        self.driver._bases[self.name] = (published, self.disk)
+        published = bases.Base(facts, location, allocated)
+        self.driver._bases[self.name] = _KeptBase(published, self.disk)
         self.abort()  # what is left to do is the same
         return published
+
+    def leave(self) -> None:
+        if not self._done:
+            self.driver._kept[self.name] = self.disk, self._offset
+            self.abort()
 
 
 class _Reader(common.ReaderMixin):

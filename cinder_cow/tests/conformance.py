@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One suite that every driver must pass; drivers elsewhere may join it too.
 
-A driver joins by mixing :class:`DriverConformance`, or for one that keeps
-bases :class:`BaseKeeperConformance`, into a test case that gives
+A driver joins by mixing one of three classes into a test case:
+:class:`DriverConformance`, :class:`BaseKeeperConformance` for one that keeps
+bases, :class:`BaseLinkerConformance` for one that links them too. It gives
 four things::
 
     class TestMine(conformance.DriverConformance, testtools.TestCase):
@@ -18,6 +19,7 @@ Data are pictures: ``'AA.B'`` is two blocks of "A", a hole and a block of
 """
 
 import contextlib
+import dataclasses
 import functools
 import threading
 import time
@@ -28,6 +30,7 @@ from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 # The unit of the pictures: more than the block of any driver here, and not
@@ -35,6 +38,7 @@ from cinder_cow.refusal import Reason
 BLOCK = 70 * 1024 + 512
 # What another thread is given; a sound driver needs a fraction of it.
 LIMIT_SECONDS = 30
+POLL_SECONDS = 0.1
 
 BAD_NAMES = (
     '',
@@ -117,10 +121,10 @@ class DriverConformance(_Case):
             )
 
     def key(self, image_id='image-1', content_id='sha512:1'):
-        return base.BaseKey(image_id, content_id)
+        return bases.BaseKey(image_id, content_id)
 
     def facts(self, key, text):
-        return base.BaseFacts(
+        return bases.BaseFacts(
             key=key,
             image_name='an image',
             source_format='raw',
@@ -131,11 +135,52 @@ class DriverConformance(_Case):
 
     def make_base(self, text, image_id='image-1'):
         key = self.key(image_id)
-        begun = self.driver.begin_base(key, len(picture(text)))
-        self.assertNotIsInstance(begun, base.Base)
-        with begun as writer:
+        with self.begin(len(picture(text)), key) as writer:
+            writer.restart()
             self.draw(writer, text)
             return writer.publish(self.facts(key, text))
+
+    def begin(self, size, key=None):
+        """Begin a base that nobody else makes, and is not there."""
+        begun = self.driver.begin_base(key or self.key(), size)
+        self.assertNotIsInstance(begun, (bases.Base, bases.Making))
+        return begun
+
+    def leave(self, text, size=None):
+        """Write so much of a base, and leave it."""
+        with self.begin(size or len(picture(text))) as writer:
+            writer.restart()
+            self.draw(writer, text)
+            writer.leave()
+
+    def kept(self, writer):
+        """Read what a writer of a base tells that is kept."""
+        return b''.join(
+            bytes(piece) if isinstance(piece, int) else piece
+            for piece in writer.kept_pieces()
+        )
+
+    def go_on(self, text):
+        """Make a base with what is kept of it; return how much that was."""
+        content = picture(text)
+        with self.begin(len(content)) as writer:
+            kept = writer.kept
+            self.assertTrue(content.startswith(self.kept(writer)))
+            self.assertEqual(kept, len(self.kept(writer)))
+            writer.write(content[kept:])
+            made = writer.publish(self.facts(self.key(), text))
+        self.assertEqual(content, self.content(made.location))
+        return kept
+
+    def beside(self):
+        """Begin the base in another thread, which must not wait for it."""
+        answers = []
+
+        def work():
+            answers.append(self.driver.begin_base(self.key(), BLOCK))
+
+        self.join(self.start(work))
+        return answers.pop()
 
     def image_at(self, location):
         return images.ImageInfo(
@@ -433,7 +478,7 @@ class BaseKeeperConformance(DriverConformance):
     """The cases of a driver that clones and keeps bases as well."""
 
     def test_is_a_base_keeper(self):
-        self.assertIsInstance(self.driver, base.BaseKeeper)
+        self.assertIsInstance(self.driver, bases.BaseKeeper)
 
     def test_a_base_is_found_by_its_whole_key(self):
         made = self.make_base('AB')
@@ -452,7 +497,7 @@ class BaseKeeperConformance(DriverConformance):
         self.assertCountEqual([first, second], self.driver.list_bases())
 
     def test_the_facts_of_a_base_are_kept(self):
-        facts = base.BaseFacts(
+        facts = bases.BaseFacts(
             key=self.key(),
             image_name='\u00e4 "b"\n',
             source_format='qcow2',
@@ -482,35 +527,187 @@ class BaseKeeperConformance(DriverConformance):
         self.make_base('B')
         self.assertIsNotNone(self.driver.find_base(self.key()))
 
+    def test_a_second_maker_is_told_of_the_first(self):
+        before = time.time()
+        with self.begin(BLOCK) as writer:
+            writer.write(picture('A'))
+            making = self.beside()
+            self.assertIsInstance(making, bases.Making)
+            self.assertTrue(making.owner)
+            self.assertIsInstance(making.owner, str)
+            # 0: not known. Clocks of other machines may differ somewhat.
+            if making.since:
+                self.assertLess(abs(making.since - before), 3600)
+
+    def test_progress_is_told_to_those_who_wait(self):
+        told = bases.Progress('streaming', 1, 2)
+        with self.begin(BLOCK) as writer:
+            deadline = time.monotonic() + LIMIT_SECONDS
+            while self.beside().progress != told:
+                self.assertLess(time.monotonic(), deadline)
+                writer.tell(told)
+                time.sleep(POLL_SECONDS)
+
     def test_a_second_maker_is_given_the_first_ones_base(self):
-        answers = []
-
-        def work():
-            answers.append(self.driver.begin_base(self.key(), BLOCK))
-
-        with self.driver.begin_base(self.key(), BLOCK) as writer:
-            threads = self.start(work)
-            threads[0].join(0.2)
-            self.assertEqual([], answers)
+        with self.begin(BLOCK) as writer:
+            self.assertIsInstance(self.beside(), bases.Making)
             writer.write(picture('A'))
             made = writer.publish(self.facts(self.key(), 'A'))
-        self.join(threads)
-        self.assertEqual([made], answers)
+            self.assertEqual(made, self.beside())
+        self.assertEqual(made, self.beside())
 
-    def test_a_second_maker_goes_on_where_the_first_gave_up(self):
-        answers = []
-
-        def work():
-            answers.append(self.make_base('B'))
-
-        with self.driver.begin_base(self.key(), BLOCK) as writer:
-            threads = self.start(work)
-            threads[0].join(0.2)
-            self.assertEqual([], answers)
+    def test_a_second_maker_begins_where_the_first_gave_up(self):
+        with self.begin(BLOCK) as writer:
+            self.assertIsInstance(self.beside(), bases.Making)
             writer.write(picture('A'))
-        self.join(threads)
-        self.assertEqual([self.driver.find_base(self.key())], answers)
-        self.assertEqual(picture('B'), self.content(answers[0].location))
+        with self.begin(BLOCK) as writer:
+            self.assertEqual(0, writer.kept)
+            self.assertEqual(b'', self.kept(writer))
+        made = self.make_base('B')
+        self.assertEqual(made, self.driver.find_base(self.key()))
+        self.assertEqual(picture('B'), self.content(made.location))
+
+    # What was left, to go on with; a driver may keep nothing of it
+
+    def test_what_was_left_can_be_gone_on_with(self):
+        self.leave('AB..C', 7 * BLOCK)
+        self.assertLessEqual(self.go_on('AB..CD.'), 5 * BLOCK)
+
+    def test_what_was_left_whole_can_be_gone_on_with(self):
+        self.leave('AB.')
+        self.assertLessEqual(self.go_on('AB.'), 3 * BLOCK)
+
+    def test_what_was_left_twice_can_be_gone_on_with(self):
+        self.leave('AB', 9 * BLOCK)
+        content = picture('AB.CD')
+        with self.begin(9 * BLOCK) as writer:
+            writer.write(content[writer.kept :])
+            writer.leave()
+        self.assertLessEqual(self.go_on('AB.CD.E..'), 5 * BLOCK)
+
+    def test_what_was_left_is_no_base(self):
+        with self.begin(BLOCK) as writer:
+            writer.write(picture('A'))
+            writer.leave()
+            self.assertRaises(ValueError, writer.write, b'')
+            self.assertRaises(
+                ValueError, writer.publish, self.facts(self.key(), 'A')
+            )
+            writer.leave()
+            writer.abort()
+        self.assertIsNone(self.driver.find_base(self.key()))
+        self.assertEqual([], list(self.driver.list_bases()))
+        self.go_on('A')
+
+    def test_leaving_a_published_base_does_nothing(self):
+        with self.begin(BLOCK) as writer:
+            writer.write(picture('A'))
+            made = writer.publish(self.facts(self.key(), 'A'))
+            writer.leave()
+        self.assertEqual(made, self.driver.find_base(self.key()))
+        self.assertEqual(picture('A'), self.content(made.location))
+
+    def test_what_was_gone_on_with_and_aborted_is_gone(self):
+        self.leave('AB', 3 * BLOCK)
+        with self.begin(3 * BLOCK):
+            pass
+        with self.begin(3 * BLOCK) as writer:
+            self.assertEqual(0, writer.kept)
+
+    def test_restart_forgets_what_was_kept(self):
+        self.leave('AAA', 4 * BLOCK)
+        with self.begin(4 * BLOCK) as writer:
+            writer.restart()
+            self.assertEqual(0, writer.kept)
+            self.assertEqual(b'', self.kept(writer))
+            self.draw(writer, '.B')
+            made = writer.publish(self.facts(self.key(), '.B..'))
+        self.assertEqual(picture('.B..'), self.content(made.location))
+
+    def test_restart_forgets_what_was_written(self):
+        with self.begin(6 * BLOCK) as writer:
+            self.draw(writer, 'AAA')
+            writer.restart()
+            self.draw(writer, '.B')
+            made = writer.publish(self.facts(self.key(), '.B....'))
+        self.assertEqual(picture('.B....'), self.content(made.location))
+
+    def test_what_was_left_after_a_restart_is_what_came_after_it(self):
+        self.leave('AAA', 4 * BLOCK)
+        with self.begin(4 * BLOCK) as writer:
+            writer.restart()
+            self.draw(writer, '.B')
+            writer.leave()
+        self.assertLessEqual(self.go_on('.B.C'), 2 * BLOCK)
+
+    def test_what_was_left_of_another_size_is_forgotten(self):
+        self.leave('AAA', 4 * BLOCK)
+        with self.begin(3 * BLOCK) as writer:
+            self.assertEqual(0, writer.kept)
+            self.draw(writer, '.B')
+            made = writer.publish(self.facts(self.key(), '.B.'))
+        self.assertEqual(picture('.B.'), self.content(made.location))
+
+    # What is kept with a base
+
+    def test_facts_are_changed_one_by_one(self):
+        facts = self.make_base('A').facts
+        name = self.key().name
+        for changes in (
+            {'last_used': 1234567890},
+            {'pinned': True},
+            {'missing_since': 1234567891.5},
+            {'pinned': False, 'last_used': 0},
+        ):
+            self.driver.set_base_facts(name, **changes)
+            facts = dataclasses.replace(facts, **changes)
+            self.assertEqual(facts, self.driver.find_base(self.key()).facts)
+
+    def test_changed_facts_change_nothing_else(self):
+        made = self.make_base('A.B')
+        other = self.make_base('C', image_id='image-2')
+        self.driver.set_base_facts(made.name, pinned=True)
+        self.driver.set_base_manifest(made.name, b'hashes')
+        found = {each.name: each for each in self.driver.list_bases()}
+        self.assertEqual(other, found.pop(other.name))
+        facts = dataclasses.replace(made.facts, pinned=True)
+        self.assertEqual(facts, found.pop(made.name).facts)
+        self.assertEqual({}, found)
+        self.assertTrue(self.driver.cloneable(self.image_at(made.location)))
+        self.clone(made, 'v1')
+        self.assertEqual(picture('A.B'), self.content('v1'))
+
+    def test_a_manifest_is_kept_with_its_base(self):
+        made = self.make_base('A')
+        self.assertEqual(b'', self.driver.base_manifest(made.name))
+        for manifest in (bytes(range(256)) * 1024, b'short', b''):
+            self.driver.set_base_manifest(made.name, manifest)
+            self.assertTrue(
+                self.driver.base_manifest(made.name) == manifest,
+                'the manifest is another',
+            )
+
+    def test_a_manifest_goes_with_its_base(self):
+        made = self.make_base('A')
+        other = self.make_base('C', image_id='image-2')
+        for each in (made, other):
+            self.driver.set_base_manifest(each.name, b'hashes')
+        self.driver.retire_base(made.name)
+        self.make_base('B')
+        self.assertEqual(b'', self.driver.base_manifest(made.name))
+        self.assertEqual(b'hashes', self.driver.base_manifest(other.name))
+
+    def test_nothing_is_kept_with_a_base_that_is_not_there(self):
+        made = self.make_base('A')
+        self.driver.retire_base(made.name)
+        for name in (made.name, self.key('image-2').name):
+            for call in (
+                lambda name: self.driver.set_base_facts(name, pinned=True),
+                lambda name: self.driver.set_base_manifest(name, b'hashes'),
+                self.driver.base_manifest,
+            ):
+                self.assert_refused(Reason.BASE_NOT_FOUND, call, name)
+        self.assertEqual([], list(self.driver.list_bases()))
 
     def test_publish_tells_of_a_write_that_failed(self):
         facts = self.facts(self.key(), 'A' * 100)
@@ -702,3 +899,150 @@ class BaseKeeperConformance(DriverConformance):
         self.join(self.start(*[work] * 8))
         self.assertEqual(1, answers.count('made'))
         self.assertEqual(7, answers.count(Reason.VOLUME_EXISTS))
+
+
+class BaseLinkerConformance(BaseKeeperConformance):
+    """The cases of a driver that makes bases of volumes, without copying.
+
+    A driver that refuses each with NOT_LINKABLE passes: it may depend on the
+    storage.
+    """
+
+    def link(self, size):
+        """Link volume v1; return the writer, or None where it cannot be."""
+        before = self.content('v1')
+        try:
+            begun = self.driver.link_base(self.key(), size, 'v1')
+        except exception.BackendError as error:
+            self.assertEqual(Reason.NOT_LINKABLE, error.reason)
+            self.assertIn('v1', str(error))
+            self.assertEqual(before, self.content('v1'))
+            self.begin(size).abort()
+            return None
+        self.assertNotIsInstance(begun, (bases.Base, bases.Making))
+        return begun
+
+    def link_published(self, text):
+        """Link volume v1, to a base with the content of that picture."""
+        writer = self.link(len(picture(text)))
+        if writer is None:
+            return None
+        with writer:
+            return writer.publish(self.facts(self.key(), text))
+
+    def test_is_a_base_linker(self):
+        self.assertIsInstance(self.driver, bases.BaseLinker)
+
+    def test_a_linked_base_has_the_content_of_the_volume(self):
+        self.write_volume('v1', 'A.BC')
+        made = self.link_published('A.BC')
+        if made is None:
+            return
+        self.assertEqual(made, self.driver.find_base(self.key()))
+        self.assertEqual(picture('A.BC'), self.content(made.location))
+        self.clone(made, 'v2')
+        self.assertEqual(picture('A.BC'), self.content('v2'))
+
+    def test_a_linked_base_ends_where_its_content_does(self):
+        self.write_volume('v1', 'ABCD')
+        size = 2 * BLOCK - 700
+        writer = self.link(size)
+        if writer is None:
+            return
+        with writer:
+            facts = self.facts(self.key(), 'AB')
+            facts = dataclasses.replace(facts, content_size=size)
+            made = writer.publish(facts)
+        content = picture('AB')[:size]
+        found = self.content(made.location)
+        # Where a back end rounds up, zeros follow.
+        self.assertEqual(content.ljust(len(found), b'\0'), found)
+        self.clone(made, 'v2', size=3 * BLOCK)
+        self.assertEqual(content.ljust(3 * BLOCK, b'\0'), self.content('v2'))
+
+    def test_a_linked_base_does_not_follow_its_volume(self):
+        self.write_volume('v1', 'ABC')
+        writer = self.link(3 * BLOCK)
+        if writer is None:
+            return
+        with writer:
+            self.overwrite('v1', 0, b'x' * 4096)
+            made = writer.publish(self.facts(self.key(), 'ABC'))
+        self.overwrite('v1', BLOCK, b'y' * 4096)
+        self.assertEqual(picture('ABC'), self.content(made.location))
+        self.clone(made, 'v2')
+        self.assertEqual(picture('ABC'), self.content('v2'))
+
+    def test_a_linked_volume_does_not_follow_its_base(self):
+        content = self.write_volume('v1', 'ABC')
+        before = self.driver.show('v1')
+        made = self.link_published('ABC')
+        if made is None:
+            return
+        after = self.driver.show('v1')
+        for name in ('name', 'size', 'format', 'path', 'parent'):
+            self.assertEqual(getattr(before, name), getattr(after, name))
+        self.clone(made, 'v2')
+        self.overwrite('v2', 0, b'x' * BLOCK)
+        self.assertEqual(content, self.content('v1'))
+        self.overwrite('v1', 0, b'y' * BLOCK)
+        self.driver.extend('v1', 5 * BLOCK)
+        content = b'y' * BLOCK + picture('BC..')
+        self.assertEqual(content, self.content('v1'))
+        self.assertEqual(picture('ABC'), self.content(made.location))
+
+    def test_linking_takes_almost_no_space(self):
+        self.write_volume('v1', 'A' * 100)
+        before = self.space_used()
+        if self.link_published('A' * 100):
+            self.assertLess(self.space_used() - before, 50 * BLOCK)
+
+    def test_an_aborted_link_leaves_nothing(self):
+        content = self.write_volume('v1', 'AB')
+        for end in ('abort', 'leave'):
+            writer = self.link(2 * BLOCK)
+            if writer is None:
+                return
+            getattr(writer, end)()
+            self.assertIsNone(self.driver.find_base(self.key()))
+            self.assertEqual(content, self.content('v1'))
+            # It is not what a maker wrote in order.
+            with self.begin(2 * BLOCK) as other:
+                self.assertEqual(0, other.kept)
+
+    def test_linking_where_somebody_left_something(self):
+        self.leave('CCCC', 5 * BLOCK)
+        self.write_volume('v1', 'AB', size=5 * BLOCK)
+        made = self.link_published('AB...')
+        if made is not None:
+            self.assertEqual(picture('AB...'), self.content(made.location))
+
+    def test_linking_what_is_there_or_being_made(self):
+        self.write_volume('v1', 'A')
+        if self.link_published('A') is None:
+            return
+        made = self.driver.find_base(self.key())
+        self.assertEqual(made, self.driver.link_base(self.key(), BLOCK, 'v1'))
+        other = self.key('image-2')
+        with self.begin(BLOCK, other):
+            begun = self.driver.link_base(other, BLOCK, 'v1')
+            self.assertIsInstance(begun, bases.Making)
+
+    def test_linking_what_is_not_there(self):
+        self.assert_refused(
+            Reason.VOLUME_NOT_FOUND,
+            self.driver.link_base,
+            self.key(),
+            BLOCK,
+            'nothing',
+        )
+        for name in BAD_NAMES:
+            # Invalid or not found: nothing can have such a name.
+            self.assertRaises(
+                exception.RequestError,
+                self.driver.link_base,
+                self.key(),
+                BLOCK,
+                name,
+            )
+        self.make_base('A')

@@ -24,7 +24,7 @@ from cinder_cow import opts
 from cinder_cow.cli import app
 from cinder_cow.cli import backend
 from cinder_cow.cli import image_argument
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import file
 
 # Longer than any message has to be.
@@ -129,7 +129,7 @@ def glance_records(record: Any) -> None:
     with ours():
         image = images.ImageInfo.from_glance(record)
         check_told(image.label[:LENGTH])
-        base.BaseKey.of(image)
+        bases.BaseKey.of(image)
         found = formats.inspect(bytes(512))
         if refusal := formats.check_claim(image, found):
             check_told(str(refusal))

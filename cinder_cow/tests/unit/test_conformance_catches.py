@@ -21,13 +21,14 @@ from cinder_cow import exception
 from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import common
 from cinder_cow.drivers import memory
 from cinder_cow.tests import conformance
 
 # A broken driver may wait for ever; a sound one is far from these limits.
 LIMIT_SECONDS = 30
-BASE_WAIT_SECONDS = 1
+WAIT_SECONDS = 1
 
 
 class Result(unittest.TestResult):
@@ -50,7 +51,7 @@ def run_cases(make_driver, *names):
     """Run these cases of the suite, or all of them, against a driver."""
 
     # In here, so that no test runner finds it.
-    class Suite(conformance.BaseKeeperConformance, unittest.TestCase):
+    class Suite(conformance.BaseLinkerConformance, unittest.TestCase):
         def make_driver(self):
             return make_driver()
 
@@ -66,7 +67,7 @@ def run_cases(make_driver, *names):
         def space_used(self):
             disks = [
                 *self.driver._volumes.values(),
-                *(disk for _, disk in self.driver._bases.values()),
+                *(kept.disk for kept in self.driver._bases.values()),
             ]
             blocks = {id(b) for disk in disks for b in disk.blocks.values()}
             return len(blocks) * memory.BLOCK
@@ -95,9 +96,10 @@ class Driver(memory.MemoryDriver):
 
     def begin_base(self, key, size):
         begun = super().begin_base(key, size)
-        if isinstance(begun, base.Base):
+        if not isinstance(begun, memory._BaseWriter):
             return begun
-        return self.parts[1](self, key.name, size)
+        kept = (begun.disk, begun.kept) if begun.kept else None
+        return self.parts[1](self, key.name, size, kept)
 
     def read(self, source):
         reader: Any = super().read(source)
@@ -237,8 +239,8 @@ class EarlyBaseWriter(memory._BaseWriter):
 
     def write(self, data):
         super().write(data)
-        key = base.BaseKey('image-1', 'sha512:1')
-        self.publish(base.BaseFacts(key, '', 'raw', 0, '', 0))
+        key = bases.BaseKey('image-1', 'sha512:1')
+        self.publish(bases.BaseFacts(key, '', 'raw', 0, '', 0))
 
 
 class VolumeMakingBaseWriter(memory._BaseWriter):
@@ -364,7 +366,7 @@ class TwoMakersDriver(memory.MemoryDriver):
     """A name that is being made can be taken."""
 
     def _open(self, volume_name, size):
-        self._making.discard(volume_name)
+        self._making.pop(volume_name, None)
         return super()._open(volume_name, size)
 
 
@@ -473,7 +475,7 @@ class NameKeepingDeleteDriver(memory.MemoryDriver):
 
     def delete(self, volume_name):
         super().delete(volume_name)
-        self._making.add(volume_name)
+        self._making[volume_name] = None
 
 
 class DirtyStorageDriver(memory.MemoryDriver):
@@ -509,7 +511,7 @@ class CloneDriver(memory.MemoryDriver):
 
     def clone(self, image_info, volume_name):
         super().clone(image_info, volume_name)
-        _base, parent = self._parent(image_info.locations[0])
+        parent = self._parent(image_info.locations[0]).disk
         self.spoil(volume_name, self._volumes[volume_name], parent)
         return self.show(volume_name)
 
@@ -565,7 +567,7 @@ class FollowingDriver(CloneDriver):
 
     def retire_base(self, name):
         if name in self._bases:
-            self._bases[name][1].blocks.clear()
+            self._bases[name].disk.blocks.clear()
         super().retire_base(name)
 
 
@@ -626,7 +628,7 @@ class NameKeepingCloneDriver(memory.MemoryDriver):
         try:
             return super().clone(image_info, volume_name)
         except exception.RequestError:
-            self._making.add(volume_name)
+            self._making[volume_name] = None
             raise
 
 
@@ -672,9 +674,9 @@ class ImpatientDriver(memory.MemoryDriver):
             raise exception.BackendError.because(
                 refusal.Reason.BUSY, what='all', owner='another', seconds=0
             )
-        self._making.add('any')
+        self._making['any'] = None
         time.sleep(0.01)
-        self._making.discard('any')
+        self._making.pop('any', None)
         return super().clone(image_info, volume_name)
 
 
@@ -720,11 +722,15 @@ class BaseMakingDriver(memory.MemoryDriver):
 class QuittingDriver(memory.MemoryDriver):
     """Where the first maker of a base gave up, a second makes zeros."""
 
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
     def begin_base(self, key, size):
-        second = key.name in self._making
         begun: Any = super().begin_base(key, size)
-        if second and not isinstance(begun, base.Base):
+        if key in self.seen and hasattr(begun, 'skip'):
             begun.write = lambda data: begun.skip(len(data))
+        self.seen.add(key)
         return begun
 
 
@@ -738,22 +744,391 @@ class ImageFindingDriver(memory.MemoryDriver):
         return None
 
 
-class NotWaitingDriver(memory.MemoryDriver):
-    """A second maker of a base does not wait for the first."""
+class TwoBaseMakersDriver(memory.MemoryDriver):
+    """A base can have two makers."""
 
     def begin_base(self, key, size):
-        self._making.discard(key.name)
+        self._making.pop(key.name, None)
         return super().begin_base(key, size)
 
 
-class RemakingDriver(memory.MemoryDriver):
-    """A second maker waits, and then makes the base again."""
+class WaitingDriver(memory.MemoryDriver):
+    """A second maker of a base waits for the first."""
+
+    def begin_base(self, key, size):
+        deadline = time.monotonic() + 2 * WAIT_SECONDS
+        while key.name in self._making and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return super().begin_base(key, size)
+
+
+class DiscreetDriver(memory.MemoryDriver):
+    """Does not say who makes a base."""
 
     def begin_base(self, key, size):
         begun = super().begin_base(key, size)
-        if isinstance(begun, base.Base):
-            return memory._BaseWriter(self, key.name, size)
+        if isinstance(begun, bases.Making):
+            return dataclasses.replace(begun, owner='')
         return begun
+
+
+class RemakingDriver(memory.MemoryDriver):
+    """A second maker makes the base again."""
+
+    def begin_base(self, key, size):
+        begun = super().begin_base(key, size)
+        if isinstance(begun, bases.Base):
+            return memory._BaseWriter(self, key.name, size, None)
+        return begun
+
+
+class SilentWriter(memory._BaseWriter):
+    """Tells nobody how far it is."""
+
+    def tell(self, progress):
+        pass
+
+
+# What is left of bases
+
+
+class KeepingAbortWriter(memory._BaseWriter):
+    """What was aborted is kept."""
+
+    def abort(self):
+        if not self._done:
+            self.driver._kept[self.name] = self.disk, self._offset
+        super().abort()
+
+
+class OldKeepingAbortWriter(memory._BaseWriter):
+    """What was kept stays, also where it is aborted."""
+
+    def abort(self):
+        if not self._done and self.kept:
+            self.driver._kept[self.name] = self.disk, self.kept
+        super().abort()
+
+
+class BoastingWriter(memory._BaseWriter):
+    """Keeps more than was written."""
+
+    def leave(self):
+        self._offset = self.disk.size
+        super().leave()
+
+
+class HoleKeepingWriter(memory._BaseWriter):
+    """What was kept reads as zeros."""
+
+    def kept_pieces(self):
+        yield self.kept
+
+
+class MisplacingWriter(memory._BaseWriter):
+    """What comes behind what was kept goes to the start."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self._offset = 0
+
+
+class WholeLosingWriter(memory._BaseWriter):
+    """Of what was left whole, nothing is there any more."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        if self.kept == self.disk.size:
+            self.disk = memory._Disk(self.disk.size)
+
+
+class TwiceCountingWriter(memory._BaseWriter):
+    """Counts once more what was kept before."""
+
+    def leave(self):
+        self._offset += self.kept
+        super().leave()
+
+
+class PublishingLeaveWriter(memory._BaseWriter):
+    """What is left is published."""
+
+    def leave(self):
+        if not self._done:
+            key = bases.BaseKey('image-1', 'sha512:1')
+            self.publish(bases.BaseFacts(key, '', 'raw', 0, '', 0))
+
+
+class EndlessWriter(memory._BaseWriter):
+    """Goes on writing after it left."""
+
+    def leave(self):
+        super().leave()
+        self._done = False
+
+
+class LateLeavingWriter(memory._BaseWriter):
+    """Leaving what was published takes it back."""
+
+    def leave(self):
+        self.driver._bases.pop(self.name, None)
+        super().leave()
+
+
+class OldBytesWriter(memory._BaseWriter):
+    """After a restart what was kept is still there."""
+
+    def restart(self):
+        if not self.kept:
+            super().restart()
+        self.kept = self._offset = 0
+
+
+class IdleRestartWriter(memory._BaseWriter):
+    """Begins again only where something was kept."""
+
+    def restart(self):
+        if self.kept:
+            super().restart()
+
+
+class OldLeavingWriter(memory._BaseWriter):
+    """Leaves what was kept at first, whatever came after it."""
+
+    def restart(self):
+        self.old = self.disk, self.kept
+        super().restart()
+
+    def leave(self):
+        super().leave()
+        if self.old[1]:
+            self.driver._kept[self.name] = self.old
+
+
+class SizeIgnoringWriter(memory._BaseWriter):
+    """Goes on with what was left of a base of another size."""
+
+    def __init__(self, driver, name, size, kept):
+        super().__init__(driver, name, size, kept)
+        if kept and kept[0].size != size:
+            self.disk.blocks = kept[0].blocks
+
+
+class SizeIgnoringDriver(memory.MemoryDriver):
+    """Takes what was left, of whatever size."""
+
+    def begin_base(self, key, size):
+        kept = self._kept.get(key.name)
+        begun = super().begin_base(key, size)
+        if isinstance(begun, memory._BaseWriter):
+            return SizeIgnoringWriter(self, key.name, size, kept)
+        return begun
+
+
+# What is kept with a base
+
+
+class FactForgettingDriver(memory.MemoryDriver):
+    """Whoever changes a fact of a base resets the others."""
+
+    def set_base_facts(self, name, **changes):
+        others = {'last_used': 0, 'pinned': False, 'missing_since': 0}
+        super().set_base_facts(name, **{**others, **changes})
+
+
+class FactSpreadingDriver(memory.MemoryDriver):
+    """A fact of one base becomes one of all."""
+
+    def set_base_facts(self, name, **changes):
+        for each in list(self._bases):
+            super().set_base_facts(each, **changes)
+
+
+class ByteLosingDriver(memory.MemoryDriver):
+    """Whoever changes facts of a base loses its bytes."""
+
+    def set_base_facts(self, name, **changes):
+        super().set_base_facts(name, **changes)
+        self._bases[name].disk.blocks.clear()
+
+
+class TextManifestDriver(memory.MemoryDriver):
+    """Takes a manifest for text."""
+
+    def base_manifest(self, name):
+        text = super().base_manifest(name).decode(errors='replace')
+        return text.encode()
+
+
+class AddingManifestDriver(memory.MemoryDriver):
+    """A manifest is added to the one before it."""
+
+    def set_base_manifest(self, name, manifest):
+        before = self.base_manifest(name)
+        super().set_base_manifest(name, before + manifest)
+
+
+class ManifestDriver(memory.MemoryDriver):
+    """Keeps manifests apart from bases, for ever."""
+
+    def __init__(self):
+        super().__init__()
+        self.manifests: dict[str, bytes] = {}
+
+    def base_manifest(self, name):
+        self._base(name)
+        return self.manifests.get(name, b'')
+
+    def set_base_manifest(self, name, manifest):
+        self._base(name)
+        self.manifests[name] = manifest
+
+
+class LenientFactsDriver(memory.MemoryDriver):
+    """Changes facts of what is not there, as if it were."""
+
+    def set_base_facts(self, name, **changes):
+        if name in self._bases:
+            super().set_base_facts(name, **changes)
+
+
+class LenientManifestDriver(memory.MemoryDriver):
+    """A base that is not there has an empty manifest."""
+
+    def base_manifest(self, name):
+        return super().base_manifest(name) if name in self._bases else b''
+
+
+class LenientSettingDriver(memory.MemoryDriver):
+    """A manifest of what is not there is lost in silence."""
+
+    def set_base_manifest(self, name, manifest):
+        if name in self._bases:
+            super().set_base_manifest(name, manifest)
+
+
+# Linking
+
+
+class NoBaseLinker(memory.MemoryDriver):
+    """Cannot link."""
+
+    link_base: Any = None
+
+
+class LinkDriver(memory.MemoryDriver):
+    """Links a volume, and then spoils that."""
+
+    def link_base(self, key, size, volume_name):
+        begun = super().link_base(key, size, volume_name)
+        if isinstance(begun, memory._BaseWriter):
+            self.spoil(begun, self._volumes[volume_name])
+        return begun
+
+    def spoil(self, writer, volume):
+        raise NotImplementedError
+
+
+class EmptyLinkDriver(LinkDriver):
+    """A linked base has nothing of its volume."""
+
+    def spoil(self, writer, volume):
+        writer.disk.blocks.clear()
+
+
+class UncutLinkDriver(LinkDriver):
+    """A linked base has all of its volume."""
+
+    def spoil(self, writer, volume):
+        writer.disk.blocks = dict(volume.blocks)
+
+
+class WholeLinkDriver(LinkDriver):
+    """A linked base is as large as its volume."""
+
+    def spoil(self, writer, volume):
+        writer.disk.blocks = dict(volume.blocks)
+        writer.disk.size = volume.size
+
+
+class FollowingLinkDriver(LinkDriver):
+    """A linked base has the blocks of its volume as its own."""
+
+    def spoil(self, writer, volume):
+        writer.disk.blocks = volume.blocks
+
+
+class ChildMakingLinkDriver(LinkDriver):
+    """A linked volume becomes a child of its base."""
+
+    def spoil(self, writer, volume):
+        volume.parent = writer.name
+
+    def show(self, volume_name):
+        info = super().show(volume_name)
+        parent = self._disk(volume_name).parent
+        return dataclasses.replace(info, parent=parent)
+
+
+class CopyingLinkDriver(LinkDriver):
+    """Copies the volume."""
+
+    def spoil(self, writer, volume):
+        for number, block in volume.blocks.items():
+            writer.disk.blocks[number] = bytes(bytearray(block))
+
+
+class PublishingLinkDriver(LinkDriver):
+    """A linked base is there, published or not."""
+
+    def spoil(self, writer, volume):
+        key = bases.BaseKey('image-1', 'sha512:1')
+        writer.abort = lambda: None
+        writer.publish(bases.BaseFacts(key, '', 'raw', 0, '', 0))
+
+
+class KeepingLinkDriver(LinkDriver):
+    """What was linked and left is kept, as if it had been written."""
+
+    def spoil(self, writer, volume):
+        writer._offset = writer.disk.size
+
+
+class MixingLinkDriver(memory.MemoryDriver):
+    """What was left by another maker is in a linked base."""
+
+    def link_base(self, key, size, volume_name):
+        volume = self._disk(volume_name)
+        begun = self.begin_base(key, size)
+        if isinstance(begun, memory._BaseWriter):
+            begun.disk.blocks.update(volume.cut(size))
+        return begun
+
+
+class RemakingLinkDriver(memory.MemoryDriver):
+    """Links a base that is there once more."""
+
+    def link_base(self, key, size, volume_name):
+        self._bases.pop(key.name, None)
+        return super().link_base(key, size, volume_name)
+
+
+class TwoLinkersDriver(memory.MemoryDriver):
+    """Links a base that another makes."""
+
+    def link_base(self, key, size, volume_name):
+        self._making.pop(key.name, None)
+        return super().link_base(key, size, volume_name)
+
+
+class NameKeepingLinkDriver(memory.MemoryDriver):
+    """Refuses to link, and keeps the name of the base."""
+
+    def link_base(self, key, size, volume_name):
+        super().link_base(key, size, volume_name)
+        raise exception.BackendError.because(
+            refusal.Reason.NOT_LINKABLE, volume=volume_name, problem='it is'
+        )
 
 
 class AnyChildDriver(memory.MemoryDriver):
@@ -1010,14 +1385,222 @@ class TestConformanceCatches(test_base.BaseTestCase):
             'test_an_unfinished_base_is_not_found',
         ],
         [
-            'second_maker_does_not_wait',
-            NotWaitingDriver,
-            'test_a_second_maker_is_given_the_first_ones_base',
+            'second_maker_is_a_maker_too',
+            TwoBaseMakersDriver,
+            'test_a_second_maker_is_told_of_the_first',
+        ],
+        [
+            'second_maker_waits',
+            WaitingDriver,
+            'test_a_second_maker_is_told_of_the_first',
+        ],
+        [
+            'owner_is_not_told',
+            DiscreetDriver,
+            'test_a_second_maker_is_told_of_the_first',
+        ],
+        [
+            'progress_is_not_told',
+            with_base_writer(SilentWriter),
+            'test_progress_is_told_to_those_who_wait',
         ],
         [
             'second_maker_makes_it_again',
             RemakingDriver,
             'test_a_second_maker_is_given_the_first_ones_base',
+        ],
+        [
+            'aborted_bytes_are_kept',
+            with_base_writer(KeepingAbortWriter),
+            'test_a_second_maker_begins_where_the_first_gave_up',
+        ],
+        [
+            'second_maker_makes_zeros',
+            QuittingDriver,
+            'test_a_second_maker_begins_where_the_first_gave_up',
+        ],
+        # What is left of bases
+        [
+            'more_is_kept_than_written',
+            with_base_writer(BoastingWriter),
+            'test_what_was_left_can_be_gone_on_with',
+        ],
+        [
+            'kept_bytes_read_as_zeros',
+            with_base_writer(HoleKeepingWriter),
+            'test_what_was_left_can_be_gone_on_with',
+        ],
+        [
+            'goes_on_at_the_start',
+            with_base_writer(MisplacingWriter),
+            'test_what_was_left_can_be_gone_on_with',
+        ],
+        [
+            'left_whole_and_lost',
+            with_base_writer(WholeLosingWriter),
+            'test_what_was_left_whole_can_be_gone_on_with',
+        ],
+        [
+            'kept_is_counted_twice',
+            with_base_writer(TwiceCountingWriter),
+            'test_what_was_left_twice_can_be_gone_on_with',
+        ],
+        [
+            'leaving_publishes_a_base',
+            with_base_writer(PublishingLeaveWriter),
+            'test_what_was_left_is_no_base',
+        ],
+        [
+            'writes_after_leaving',
+            with_base_writer(EndlessWriter),
+            'test_what_was_left_is_no_base',
+        ],
+        [
+            'leaving_takes_back',
+            with_base_writer(LateLeavingWriter),
+            'test_leaving_a_published_base_does_nothing',
+        ],
+        [
+            'aborted_bytes_stay_kept',
+            with_base_writer(OldKeepingAbortWriter),
+            'test_what_was_gone_on_with_and_aborted_is_gone',
+        ],
+        [
+            'restart_keeps_old_bytes',
+            with_base_writer(OldBytesWriter),
+            'test_restart_forgets_what_was_kept',
+        ],
+        [
+            'restart_does_nothing',
+            with_base_writer(IdleRestartWriter),
+            'test_restart_forgets_what_was_written',
+        ],
+        [
+            'leaves_what_it_restarted',
+            with_base_writer(OldLeavingWriter),
+            'test_what_was_left_after_a_restart_is_what_came_after_it',
+        ],
+        [
+            'kept_of_another_size',
+            SizeIgnoringDriver,
+            'test_what_was_left_of_another_size_is_forgotten',
+        ],
+        # What is kept with a base
+        [
+            'facts_reset_each_other',
+            FactForgettingDriver,
+            'test_facts_are_changed_one_by_one',
+        ],
+        [
+            'facts_of_all_bases',
+            FactSpreadingDriver,
+            'test_changed_facts_change_nothing_else',
+        ],
+        [
+            'facts_for_bytes',
+            ByteLosingDriver,
+            'test_changed_facts_change_nothing_else',
+        ],
+        [
+            'manifest_is_text',
+            TextManifestDriver,
+            'test_a_manifest_is_kept_with_its_base',
+        ],
+        [
+            'manifest_grows',
+            AddingManifestDriver,
+            'test_a_manifest_is_kept_with_its_base',
+        ],
+        [
+            'manifest_stays',
+            ManifestDriver,
+            'test_a_manifest_goes_with_its_base',
+        ],
+        [
+            'facts_of_nothing',
+            LenientFactsDriver,
+            'test_nothing_is_kept_with_a_base_that_is_not_there',
+        ],
+        [
+            'manifest_of_nothing',
+            LenientManifestDriver,
+            'test_nothing_is_kept_with_a_base_that_is_not_there',
+        ],
+        [
+            'manifest_for_nothing',
+            LenientSettingDriver,
+            'test_nothing_is_kept_with_a_base_that_is_not_there',
+        ],
+        # Linking
+        [
+            'no_base_linker',
+            NoBaseLinker,
+            'test_is_a_base_linker',
+        ],
+        [
+            'link_is_empty',
+            EmptyLinkDriver,
+            'test_a_linked_base_has_the_content_of_the_volume',
+        ],
+        [
+            'refused_link_keeps_the_name',
+            NameKeepingLinkDriver,
+            'test_a_linked_base_has_the_content_of_the_volume',
+        ],
+        [
+            'link_is_not_cut',
+            WholeLinkDriver,
+            'test_a_linked_base_ends_where_its_content_does',
+        ],
+        [
+            'link_ends_in_no_zeros',
+            UncutLinkDriver,
+            'test_a_linked_base_ends_where_its_content_does',
+        ],
+        [
+            'link_follows_its_volume',
+            FollowingLinkDriver,
+            'test_a_linked_base_does_not_follow_its_volume',
+        ],
+        [
+            'linked_volume_is_a_child',
+            ChildMakingLinkDriver,
+            'test_a_linked_volume_does_not_follow_its_base',
+        ],
+        [
+            'link_is_a_copy',
+            CopyingLinkDriver,
+            'test_linking_takes_almost_no_space',
+        ],
+        [
+            'link_is_published',
+            PublishingLinkDriver,
+            'test_an_aborted_link_leaves_nothing',
+        ],
+        [
+            'link_is_kept',
+            KeepingLinkDriver,
+            'test_an_aborted_link_leaves_nothing',
+        ],
+        [
+            'link_over_old_bytes',
+            MixingLinkDriver,
+            'test_linking_where_somebody_left_something',
+        ],
+        [
+            'links_again',
+            RemakingLinkDriver,
+            'test_linking_what_is_there_or_being_made',
+        ],
+        [
+            'two_linkers',
+            TwoLinkersDriver,
+            'test_linking_what_is_there_or_being_made',
+        ],
+        [
+            'links_what_is_not_there',
+            MakingDriver,
+            'test_linking_what_is_not_there',
         ],
         # Clones
         [
@@ -1153,11 +1736,6 @@ class TestConformanceCatches(test_base.BaseTestCase):
             'test_reading_a_base_that_is_not_there',
         ],
         [
-            'second_maker_makes_zeros',
-            QuittingDriver,
-            'test_a_second_maker_goes_on_where_the_first_gave_up',
-        ],
-        [
             'bound_for_ever',
             BindingDriver,
             'test_a_bound_view_leaves_the_driver_as_it_is',
@@ -1191,8 +1769,7 @@ class TestConformanceCatches(test_base.BaseTestCase):
     def test_is_caught(self, make_driver, case):
         self.useFixture(
             fixtures.MonkeyPatch(
-                'cinder_cow.drivers.memory.BASE_WAIT_SECONDS',
-                BASE_WAIT_SECONDS,
+                'cinder_cow.tests.conformance.LIMIT_SECONDS', WAIT_SECONDS
             )
         )
         error = run_cases(make_driver, case).ended_by.get(case)

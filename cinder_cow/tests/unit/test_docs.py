@@ -19,6 +19,7 @@ from cinder_cow import opts
 from cinder_cow import refusal
 from cinder_cow.cli import app
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.drivers import rbd_leases
@@ -53,7 +54,7 @@ def abilities(driver):
     with driver.open('v1', 4096) as sink:
         return {
             'Cloner': isinstance(driver, base.Cloner),
-            'BaseKeeper': isinstance(driver, base.BaseKeeper),
+            'BaseKeeper': isinstance(driver, bases.BaseKeeper),
             'ImageReader': isinstance(driver, base.ImageReader),
             'QemuTarget': isinstance(sink, base.QemuTarget),
             'FileTarget': isinstance(sink, base.FileTarget),

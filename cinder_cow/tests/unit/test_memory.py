@@ -8,7 +8,7 @@ from cinder_cow.tests import conformance
 
 
 class TestMemoryDriver(
-    conformance.BaseKeeperConformance, test_base.BaseTestCase
+    conformance.BaseLinkerConformance, test_base.BaseTestCase
 ):
     def make_driver(self):
         return memory.MemoryDriver()
@@ -27,7 +27,7 @@ class TestMemoryDriver(
     def space_used(self):
         disks = [
             *self.driver._volumes.values(),
-            *(disk for _, disk in self.driver._bases.values()),
+            *(kept.disk for kept in self.driver._bases.values()),
         ]
         blocks = {
             id(b): len(b) for disk in disks for b in disk.blocks.values()

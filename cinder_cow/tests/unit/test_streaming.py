@@ -20,7 +20,7 @@ from cinder_cow import formats
 from cinder_cow import image_info as images
 from cinder_cow import sparse
 from cinder_cow import streaming
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import memory
 from cinder_cow.refusal import Reason
 
@@ -271,7 +271,7 @@ class TestRefusal(Case):
         """Stream into a volume, and into a base: nothing may be left."""
         self.assert_refused(reasons, self.stream, image, source, size)
         self.assert_nothing_is_left()
-        key = base.BaseKey('id', 'sha512:1')
+        key = bases.BaseKey('id', 'sha512:1')
         size = source.size if size is None else size
         with self.driver.begin_base(key, size) as writer:
             error = self.assert_refused(
@@ -453,13 +453,13 @@ class TestFailure(Case):
 
 class TestBase(Case):
     def test_has_the_same_bytes(self):
-        key = base.BaseKey('id', 'sha512:1')
+        key = bases.BaseKey('id', 'sha512:1')
         with self.driver.begin_base(key, len(CONTENT)) as writer:
             filled = streaming.stream(
                 writer, image(content=CONTENT), Source([CONTENT]), ignore
             )
             made = writer.publish(
-                base.BaseFacts(
+                bases.BaseFacts(
                     key=key,
                     image_name='an image',
                     source_format='raw',
