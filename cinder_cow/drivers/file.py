@@ -14,8 +14,7 @@ import functools
 import itertools
 import os
 import pathlib
-import tempfile
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -29,9 +28,12 @@ from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import refusal
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_bases
 from cinder_cow.drivers import file_layout
+from cinder_cow.drivers import file_linking
+from cinder_cow.drivers import file_orphans
 from cinder_cow.drivers import file_reader
 from cinder_cow.drivers import file_sinks
 from cinder_cow.drivers import overlay
@@ -49,7 +51,6 @@ class FileDriver:
     """Volumes in a directory; see the contract in :mod:`.base`.
 
     :param root: the directory; nothing outside of it is ever depended on
-    :param base_wait: seconds to wait for another's base
     :raises RequestError: LAYOUT_UNKNOWN
     """
 
@@ -59,27 +60,17 @@ class FileDriver:
             help='Directory of the file driver. All volumes and bases of the '
             'back end are files in it, and nothing else may be.',
         ),
-        cfg.IntOpt(
-            'cow_base_wait_seconds',
-            default=3600,
-            min=1,
-            help='How long a request waits while another makes the base '
-            'that it needs, in seconds.',
-        ),
     ]
 
-    def __init__(
-        self,
-        root: pathlib.Path,
-        backend: str = 'file',
-        base_wait: float = 3600,
-    ) -> None:
+    def __init__(self, root: pathlib.Path, backend: str = 'file') -> None:
         self.backend = backend
         self.request = base.VolumeRequest()
         self._layout = file_layout.Layout(root.absolute(), backend)
-        self._bases = file_bases.BaseStore(self._layout, base_wait)
+        self._bases = file_bases.BaseStore(self._layout)
         self._translated = functools.partial(file_layout.translated, backend)
-        self.sweep()
+        self._orphans = file_orphans.Orphans(
+            self._layout, self._bases, self.children, self.retire_base
+        )
 
     @classmethod
     def from_options(cls, options: opts.BackendOptions) -> Self:
@@ -95,13 +86,7 @@ class FileDriver:
                 problem=f"back end '{options.backend}' has no directory",
                 remedy=f'Set cow_file_dir in section [{options.backend}].',
             )
-        wait = options.get('cow_base_wait_seconds')
-        return cls(pathlib.Path(root), options.backend, wait)
-
-    def sweep(self) -> None:
-        """Remove what makers left that live no more."""
-        with self._translated():
-            self._layout.sweep()
+        return cls(pathlib.Path(root), options.backend)
 
     def bound(self, request: base.VolumeRequest) -> Self:
         view = copy.copy(self)
@@ -256,23 +241,32 @@ class FileDriver:
 
     # BaseKeeper
 
-    def find_base(self, key: base.BaseKey) -> base.Base | None:
+    def find_base(self, key: bases.BaseKey) -> bases.Base | None:
         found = self._bases.find(key.name)
         return found.published if found else None
 
-    def begin_base(
-        self, key: base.BaseKey, size: int
-    ) -> base.BaseWriter | base.Base:
+    def begin_base(self, key: bases.BaseKey, size: int) -> bases.Begun:
         self.sweep()
         self._check_can_clone()
         return self._bases.begin(key.name, size)
 
-    def list_bases(self) -> Iterator[base.Base]:
+    def list_bases(self) -> Iterator[bases.Base]:
         return self._bases.list()
 
-    def children(self, base: base.Base, limit: int) -> Sequence[str]:
+    def children(self, base: bases.Base, limit: int) -> Sequence[str]:
         # A reflinked volume holds its blocks itself: overlays only.
-        return tuple(itertools.islice(self._overlays_of(base.name), limit))
+        with self._translated():
+            overlays = overlay.overlays_of(self._layout.root, base.name)
+            return tuple(itertools.islice(overlays, limit))
+
+    def set_base_facts(self, name: str, **changes: Any) -> None:  # noqa: ANN401
+        self._bases.set_facts(name, changes)
+
+    def base_manifest(self, name: str) -> bytes:
+        return self._bases.manifest(name)
+
+    def set_base_manifest(self, name: str, manifest: bytes) -> None:
+        self._bases.set_manifest(name, manifest)
 
     def retire_base(self, name: str) -> None:
         with self._bases.held(name, fcntl.LOCK_EX) as (found, _descriptor):
@@ -289,23 +283,33 @@ class FileDriver:
                 )
             self._bases.remove(found)
 
-    # Private
+    # BaseLinker
 
-    def _overlays_of(self, base_name: str) -> Iterator[str]:
-        """Name the overlays of a base, by their files and not by volumes.
+    def link_base(
+        self, key: bases.BaseKey, size: int, volume_name: str
+    ) -> bases.Begun:
+        path = self._path(volume_name)
+        with self._translated(), path.open('rb') as file:
+            file_linking.check(path, file.fileno(), size)
+            self.sweep()
+            begun = self._bases.begin(key.name, size)
+            if isinstance(begun, file_sinks.BaseSink):
+                file_linking.link(path, file.fileno(), begun)
+            return begun
 
-        Whatever its name, an overlay dies with its base; one that cannot be
-        read may be a child, so that is an error.
-        """
+    # Checker
+
+    def sweep(self) -> None:
         with self._translated():
-            for name in sorted(os.listdir(self._layout.root)):
-                path = self._layout.root / name
-                if path.suffix != '.qcow2':
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    backing = qcow2.read_header(path).backing
-                    if pathlib.Path(backing).parent.name == base_name:
-                        yield path.stem
+            self._layout.sweep()
+
+    def orphans(self) -> Iterator[bases.Orphan]:
+        return self._orphans.list()
+
+    def remove_orphans(self) -> Iterator[bases.Orphan]:
+        return self._orphans.remove()
+
+    # Private
 
     def _check_can_clone(self) -> None:
         """Refuse to make a base where no clone could be made of it.
@@ -315,12 +319,8 @@ class FileDriver:
         missing = qemu_img.missing_tool()
         if missing is None:
             return
-        with (
-            self._translated(),
-            tempfile.TemporaryFile(dir=self._layout.root) as one,
-            tempfile.TemporaryFile(dir=self._layout.root) as other,
-        ):
-            if not file_sinks.share_blocks(one.fileno(), other.fileno()):
+        with self._translated():
+            if not file_sinks.can_share(self._layout.root):
                 raise exception.BackendError(missing)
 
     def _begin(self, volume_name: str) -> file_layout.Partial:

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the file driver keeps a base: a directory with its image and facts.
 
-``facts.json`` holds what the contract calls facts, and what the image file
-was when it was published: size, mtime and inode. Both get their final name
-by one rename of the directory, so neither is ever there without the other.
+Both get their final name by one rename of the directory, so neither is ever
+there without the other.
 """
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import datetime
+import fcntl
 import functools
-import json
 import os
 import pathlib
 import re
-import time
 from typing import Any
 
 from oslo_log import log as logging
@@ -25,31 +22,21 @@ from cinder_cow import file_locks
 from cinder_cow import image_location
 from cinder_cow import refusal
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import common
+from cinder_cow.drivers import file_facts
 from cinder_cow.drivers import file_layout
 from cinder_cow.drivers import file_sinks
 
 LOG = logging.getLogger(__name__)
 
-IMAGE = 'image.raw'
-
 # Cloning holds a base for milliseconds, retiring it for as long as unlinking
 # takes; longer than this something is stuck.
 _LOCK_SECONDS = 30
-_POLL_SECONDS = 0.05
-_FACTS = 'facts.json'
 _NAME = re.compile(re.escape(base.RESERVED_PREFIX) + r'base-[0-9a-f]{40}')
 
 # The facts of a base that has lost them: it can be seen, and removed.
-_LOST = base.BaseFacts(base.BaseKey('', ''), '', '', 0, '', 0.0)
-# What reading facts raises that are not what was written.
-_DAMAGED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
+_LOST = bases.BaseFacts(bases.BaseKey('', ''), '', '', 0, '', 0.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,22 +45,24 @@ class StoredBase:
 
     :param problem: how the image differs from what was published; empty if
         it does not
+    :param is_lost: whether the image or the facts are
     """
 
-    published: base.Base
+    published: bases.Base
     image: pathlib.Path
     problem: str
+    is_lost: bool
+
+    @property
+    def directory(self) -> pathlib.Path:
+        return self.image.parent
 
 
 class BaseStore:
-    """The bases of one directory.
+    """The bases of one directory."""
 
-    :param wait: seconds to wait for another maker
-    """
-
-    def __init__(self, layout: file_layout.Layout, wait: float) -> None:
+    def __init__(self, layout: file_layout.Layout) -> None:
         self._layout = layout
-        self._wait = wait
         self._backend = layout.backend
         self._translated = functools.partial(
             file_layout.translated, self._backend
@@ -103,19 +92,23 @@ class BaseStore:
 
         :raises BackendError: BASE_NOT_FOUND, BASE_CHANGED
         """
+        there = self._found(name, found)
+        if there.problem:
+            raise exception.BackendError.because(
+                refusal.Reason.BASE_CHANGED, base=name, problem=there.problem
+            )
+        return there
+
+    def _found(self, name: str, found: StoredBase | None) -> StoredBase:
         if found is None:
             raise exception.BackendError.because(
                 refusal.Reason.BASE_NOT_FOUND,
                 base=name,
                 backend=self._backend,
             )
-        if found.problem:
-            raise exception.BackendError.because(
-                refusal.Reason.BASE_CHANGED, base=name, problem=found.problem
-            )
         return found
 
-    def list(self) -> Iterator[base.Base]:
+    def list(self) -> Iterator[bases.Base]:
         with self._translated():
             names = sorted(os.listdir(self._layout.bases))
         for name in names:
@@ -128,31 +121,71 @@ class BaseStore:
             if found:
                 yield found.published
 
-    def begin(self, name: str, size: int) -> base.BaseWriter | base.Base:
-        """Begin a base, or wait for the one that another maker publishes.
+    def begin(self, name: str, size: int) -> bases.Begun:
+        """Begin a base, or tell that it is there or being made."""
+        partial = self._hold(name, size)
+        if partial is None:
+            found = self.find(name)
+            return found.published if found else self._layout.making(name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(partial.remove)
+            # Only now: it may have been published before we held it.
+            found = self.find(name)
+            if found:
+                return found.published
+            undo.pop_all()
+        publish = functools.partial(self._publish, name)
+        return file_sinks.BaseSink(self._backend, partial, size, publish)
 
-        :raises BackendError: BUSY when the wait reaches its limit
+    def set_facts(self, name: str, changes: dict[str, Any]) -> None:
+        """Change facts of a base.
+
+        :raises BackendError: BASE_NOT_FOUND; BASE_CHANGED: its facts are
+            lost; BUSY
         """
-        deadline = time.monotonic() + self._wait
-        while True:
-            with contextlib.ExitStack() as undo:
-                partial = self._hold(name)
-                if partial:
-                    undo.callback(partial.remove)
-                # Only now: it may have been published before we held it.
-                found = self.find(name)
-                if found:
-                    return found.published
-                if partial:
-                    undo.pop_all()
-                    publish = functools.partial(self._publish, name)
-                    path = partial.path / 'base' / IMAGE
-                    return file_sinks.BaseSink(
-                        self._backend, partial, path, size, publish
-                    )
-            if time.monotonic() > deadline:
-                raise self._busy(name, self._wait)
-            time.sleep(_POLL_SECONDS)
+        with self._writing(name) as directory:
+            record = file_facts.Record.read(directory)
+            facts = dataclasses.replace(record.facts, **changes)
+            changed = dataclasses.replace(record, facts=facts)
+            file_facts.write(directory / file_facts.FACTS, changed.packed())
+
+    def manifest(self, name: str) -> bytes:
+        """Return the manifest of a base, or b''.
+
+        :raises BackendError: BASE_NOT_FOUND
+        """
+        found = self._found(name, self.find(name))
+        with self._translated():
+            try:
+                return (found.directory / file_facts.MANIFEST).read_bytes()
+            except FileNotFoundError:
+                return b''
+
+    def set_manifest(self, name: str, manifest: bytes) -> None:
+        """Keep a manifest with a base.
+
+        :raises BackendError: BASE_NOT_FOUND, BASE_CHANGED, BUSY, NO_SPACE
+        """
+        with self._writing(name) as directory:
+            file_facts.write(directory / file_facts.MANIFEST, manifest)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[pathlib.Path]:
+        """Give a base's directory, to write beside its image.
+
+        Clones go on meanwhile, and it is not retired.
+        """
+        with self.held(name, fcntl.LOCK_SH) as (stored, _descriptor):
+            found = self._found(name, stored)
+            if found.is_lost:
+                self.sound(name, found)
+            with (
+                self._translated(),
+                file_facts.writing(found.directory) as is_ours,
+            ):
+                if not is_ours:
+                    raise self._busy(name, _LOCK_SECONDS)
+                yield found.directory
 
     @contextlib.contextmanager
     def held(
@@ -191,29 +224,26 @@ class BaseStore:
             raise self._busy(name, 0)
         try:
             with self._translated():
-                found.image.parent.rename(partial.path / 'base')
+                found.directory.rename(partial.path / 'base')
                 file_layout.sync_directory(self._layout.bases)
         finally:
             partial.remove()
 
-    def _hold(self, name: str) -> file_layout.Partial | None:
+    def _hold(
+        self, name: str, size: int | None = None
+    ) -> file_layout.Partial | None:
         with self._translated():
-            return self._layout.hold(name)
+            return self._layout.hold(name, size)
 
     def _publish(
-        self, name: str, directory: pathlib.Path, facts: base.BaseFacts
-    ) -> base.Base:
+        self, name: str, directory: pathlib.Path, facts: bases.BaseFacts
+    ) -> bases.Base:
         with self._translated():
             _store(directory, facts)
             # Fails where a base of that name exists: it holds files.
             directory.rename(self._layout.bases / name)
             file_layout.sync_directory(self._layout.bases)
-        found = self.find(name)
-        if found is None:
-            raise exception.BackendError.because(
-                refusal.Reason.BASE_NOT_FOUND, base=name, backend=self._backend
-            )
-        return found.published
+        return self._found(name, self.find(name)).published
 
     def _busy(self, name: str, seconds: float) -> exception.BackendError:
         return exception.BackendError.because(
@@ -224,67 +254,32 @@ class BaseStore:
         )
 
 
-def _store(directory: pathlib.Path, facts: base.BaseFacts) -> None:
+def _store(directory: pathlib.Path, facts: bases.BaseFacts) -> None:
     """Write the facts beside a finished image; both are durable then."""
-    image = directory / IMAGE
-    image.chmod(0o400)
-    record = {'facts': dataclasses.asdict(facts), 'file': _identity(image)}
-    (directory / _FACTS).touch(mode=0o600)
-    with (directory / _FACTS).open('w') as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    file_layout.sync_directory(directory)
+    (directory / file_facts.IMAGE).chmod(0o400)
+    record = file_facts.Record.of(directory, facts)
+    file_facts.write(directory / file_facts.FACTS, record.packed())
 
 
 def _load(directory: pathlib.Path, backend: str) -> StoredBase | None:
     """Read a base from its directory; what is lost of it is a problem."""
     if not directory.is_dir():
         return None
-    image = directory / IMAGE
+    image = directory / file_facts.IMAGE
+    facts, is_lost = _LOST, True
     try:
-        record = json.loads((directory / _FACTS).read_text())
-        facts = _facts(record['facts'])
-        problem = _compare(image, record['file'])
+        record = file_facts.Record.read(directory)
+        problem = record.compare(directory)
+        facts, is_lost = record.facts, False
     except FileNotFoundError as error:
-        facts, problem = _LOST, f'{error.filename} is gone'
-    except _DAMAGED:
-        facts, problem = _LOST, 'its facts are damaged'
+        if not directory.is_dir():
+            return None  # retired meanwhile
+        problem = f'{error.filename} is gone'
+    except (RecursionError, ValueError):
+        problem = 'its facts are damaged'
     location = image_location.BaseLocation(backend, directory.name)
-    allocated = image.stat().st_blocks * 512 if image.exists() else 0
-    return StoredBase(base.Base(facts, location, allocated), image, problem)
-
-
-def _compare(image: pathlib.Path, published: dict[str, int]) -> str:
-    """Tell how the file differs from the published one."""
-    return ', '.join(
-        f'{name} was {published.get(name)} and is {value}'
-        for name, value in _identity(image).items()
-        if published.get(name) != value
-    )
-
-
-def _identity(image: pathlib.Path) -> dict[str, int]:
-    status = image.stat()
-    return {
-        'size': status.st_size,
-        'mtime_ns': status.st_mtime_ns,
-        'inode': status.st_ino,
-    }
-
-
-def _facts(record: dict[str, Any]) -> base.BaseFacts:
-    """Read the facts, each of its type.
-
-    :raises TypeError: one is not
-    """
-    key = base.BaseKey(**record.pop('key'))
-    facts = base.BaseFacts(key=key, **record)
-    texts = (key.image_id, key.content_id, key.read_as, facts.image_name,
-             facts.source_format, facts.hash)  # fmt: skip
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError('a text is none')
-    if type(facts.content_size) is not int or facts.content_size < 0:
-        raise TypeError('the size is none')
-    datetime.datetime.fromtimestamp(facts.made_at, datetime.UTC)
-    return facts
+    allocated = 0
+    with contextlib.suppress(FileNotFoundError):
+        allocated = image.stat().st_blocks * 512
+    published = bases.Base(facts, location, allocated)
+    return StoredBase(published, image, problem, is_lost)

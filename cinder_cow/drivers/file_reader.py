@@ -2,16 +2,25 @@
 """Reads a raw file."""
 
 from collections.abc import Iterator
+import fcntl
 import io
 import os
 import pathlib
+import struct
 
 from cinder_cow import exception
+from cinder_cow import file_locks
 from cinder_cow import file_state
 from cinder_cow import refusal
 from cinder_cow import sparse
 from cinder_cow.drivers import common
 from cinder_cow.drivers import file_layout
+
+# struct flock: type, whence, start, length, process.
+_FLOCK = 'hhqqi4x'
+# QEMU, block/file-posix.c: RAW_LOCK_PERM_BASE, and behind it the number of
+# the bit BLK_PERM_WRITE.
+_QEMU_WRITES = 100 + 1
 
 
 class RawReader(common.ReaderMixin):
@@ -60,6 +69,24 @@ def in_use(seconds: float = 0) -> exception.BackendError:
         owner='a process that writes to it',
         seconds=seconds,
     )
+
+
+def is_open_for_writing(descriptor: int) -> bool:
+    """Tell whether QEMU has an open file for writing, or it is extended.
+
+    QEMU locks a byte of its images for each thing that it may do; asking
+    for the lock takes none.
+
+    :raises OSError: it cannot be asked
+    """
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _QEMU_WRITES, 1, 0)
+    told = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, asked)
+    if struct.unpack(_FLOCK, told)[0] != fcntl.F_UNLCK:
+        return True
+    is_free = file_locks.try_lock(descriptor, fcntl.LOCK_SH)
+    if is_free:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return not is_free
 
 
 def read_exactly(file: io.FileIO, length: int, offset: int) -> bytes:

@@ -5,6 +5,7 @@ import bisect
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import os
 import pathlib
 
 from cinder_cow import exception
@@ -33,6 +34,22 @@ def translated(backend: str) -> Iterator[None]:
             backend=backend,
             problem=error.problem,
         ) from error
+
+
+def overlays_of(root: pathlib.Path, base_name: str) -> Iterator[str]:
+    """Name the overlays of a base, by their files and not by volumes.
+
+    Whatever its name, an overlay dies with its base; one that cannot be read
+    may be a child, so that is an error.
+    """
+    for name in sorted(os.listdir(root)):
+        path = root / name
+        if path.suffix != '.qcow2':
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            backing = qcow2.read_header(path).backing
+            if pathlib.Path(backing).parent.name == base_name:
+                yield path.stem
 
 
 class OverlayReader(common.ReaderMixin):

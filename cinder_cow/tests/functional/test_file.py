@@ -19,7 +19,7 @@ from oslotest import base as test_base
 from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow import image_source
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import file
 from cinder_cow.refusal import Reason
 from cinder_cow.tests import conformance
@@ -42,7 +42,7 @@ def overwrite(volume, offset, data):
     )
 
 
-class FileDriverConformance(conformance.BaseKeeperConformance):
+class FileDriverConformance(conformance.BaseLinkerConformance):
     kind: str
 
     def make_driver(self):
@@ -137,11 +137,11 @@ class TestFileDriver(test_base.BaseTestCase):
         self.addCleanup(shutil.rmtree, self.root)
 
     def make_base(self, driver):
-        key = base.BaseKey('image-1', 'sha512:1')
+        key = bases.BaseKey('image-1', 'sha512:1')
         with driver.begin_base(key, SIZE) as writer:
             writer.write(b'A' * SIZE)
             return writer.publish(
-                base.BaseFacts(key, 'an image', 'raw', SIZE, '', 0.0)
+                bases.BaseFacts(key, 'an image', 'raw', SIZE, '', 0.0)
             )
 
     def clone(self, driver, made, name):

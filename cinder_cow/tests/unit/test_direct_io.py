@@ -240,6 +240,79 @@ class TestContent(Case):
 
 
 @ddt.ddt
+class TestStart(Case):
+    """What is there already, and what is behind it."""
+
+    @ddt.data(0, 5, PAGE, PAGE + 512, BUFFER, BUFFER + 1, 3 * BUFFER)
+    def test_goes_on_behind_it_and_cuts_off_the_rest(self, start):
+        size = 5 * BUFFER
+        (self.path / 'image').write_bytes(
+            NOISE[:start] + b'x' * (2 * size - start)
+        )
+        descriptor = os.open(self.path / 'image', os.O_RDWR)
+        writer = direct_io.DirectWriter(descriptor, size, start)
+        self.addCleanup(writer.close)
+        self.assertEqual(start, writer.offset)
+        end = start + BUFFER + 700
+        writer.write(NOISE[start:end])
+        self.assertRaises(ValueError, writer.skip, size)
+        writer.flush()
+        self.assertEqual(end, writer.offset)
+        self.assert_same(NOISE[:end].ljust(size, b'\0'), self.content())
+
+
+class TestSync(Case):
+    def test_tells_what_is_on_storage(self):
+        writer = self.writer(12 * BUFFER)
+        self.assertEqual(0, writer.sync())
+        writer.write(NOISE[: 2 * BUFFER + 10])
+        self.assertEqual(2 * BUFFER, writer.sync())
+        self.assert_same(NOISE[: 2 * BUFFER], self.content()[: 2 * BUFFER])
+        # The rest still waits for its buffer to be full.
+        writer.write(NOISE[2 * BUFFER + 10 : 3 * BUFFER])
+        self.assertEqual(3 * BUFFER, writer.sync())
+        writer.skip(5)
+        self.assertEqual(3 * BUFFER + 5, writer.sync())
+        self.assert_same(NOISE[: 3 * BUFFER], self.content()[: 3 * BUFFER])
+
+    def test_tells_of_a_write_that_failed(self):
+        writer = self.writer(12 * BUFFER)
+        with no_file_beyond(0):
+            writer.write(NOISE[:BUFFER])
+            self.assertRaises(OSError, writer.sync)
+        self.assertRaises(OSError, writer.sync)
+        writer.close()
+        self.assertRaises(ValueError, writer.sync)
+
+
+class TestRestart(Case):
+    def test_forgets_what_was_written(self):
+        writer = self.writer(12 * BUFFER)
+        writer.write(NOISE[: 7 * BUFFER + 5])
+        writer.restart()
+        self.assertEqual(0, writer.offset)
+        writer.skip(BUFFER)
+        writer.write(b'A' * 2 * BUFFER)
+        writer.flush()
+        expected = bytes(BUFFER) + b'A' * 2 * BUFFER
+        self.assert_same(expected.ljust(12 * BUFFER, b'\0'), self.content())
+
+    def test_forgets_an_error(self):
+        writer = self.writer(12 * BUFFER)
+        with no_file_beyond(0), contextlib.suppress(OSError):
+            writer.write(NOISE[: 10 * BUFFER])
+        writer.restart()
+        writer.write(NOISE)
+        writer.flush()
+        self.assert_same(NOISE, self.content())
+
+    def test_after_close(self):
+        writer = self.writer(BUFFER)
+        writer.close()
+        self.assertRaises(ValueError, writer.restart)
+
+
+@ddt.ddt
 class TestBounds(Case):
     @ddt.data(0, 1, PAGE, BUFFER)
     def test_beyond_the_size(self, size):
