@@ -23,10 +23,15 @@ from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow import streaming
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 # What any image may expand to, however small it is.
 _MAY_EXPAND_TO = units.Gi
+# What qemu-img says of a target alone: the image was opened to be checked.
+_UNOPENED = 'Could not open'
+# And of what is in a cluster alone, never of a file.
+_TIMED_OUT = 'Connection timed out'
 
 
 def convert(
@@ -41,15 +46,37 @@ def convert(
     :raises ImageError: IMAGE_CORRUPT, HASH_MISMATCH and its like
     :raises BackendError: NO_SPACE, CONVERSION_FAILED, TOOL_MISSING
     """
+    if there := _readable_there(image, source):
+        digest = ''
+        if settings.verify_linked:
+            digest = fetching.hashed(image, source)
+        copied = _convert(sink, image, there, settings, report)
+        if digest:
+            return streaming.Filled.of(image, copied, digest)
+        return streaming.Filled(copied, verified=bases.Verified.LOCATION)
     with fetching.local(image, source, settings, report) as (file, digest):
         copied = _convert(sink, image, file, settings, report)
-    return streaming.Filled(copied, digest)
+    return streaming.Filled.of(image, copied, digest)
+
+
+def _readable_there(
+    image: images.ImageInfo, source: image_source.ImageSource
+) -> image_source.QemuReadable | None:
+    """Return an image that qemu-img can read in the back end that has it.
+
+    The tables of other formats are read from a file, see :mod:`.intact`.
+    """
+    if image.disk_format != 'qcow2':
+        return None
+    if isinstance(source, image_source.LocalFile):
+        return None
+    return source if isinstance(source, image_source.QemuReadable) else None
 
 
 def _convert(
     sink: base.Sink,
     image: images.ImageInfo,
-    source: image_source.FileSource,
+    source: image_source.QemuReadable,
     settings: opts.Settings,
     report: streaming.Progress,
 ) -> int:
@@ -65,7 +92,7 @@ def _convert(
     )
     with _translated(image, settings):
         disk = qemu_img.Disk(source.qemu_source(), image.disk_format)
-        copied = int(intact.check(image, disk, limits) * size)
+        copied = int(intact.check(image, disk, source, limits) * size)
         _check_expansion(image, copied, source.size, settings)
         with _target(sink, size, settings) as target:
             qemu_img.convert(
@@ -146,6 +173,12 @@ def _translated(
                 what=f'image {image.label}',
                 owner='a process that writes to it',
                 seconds=0,
+            ) from error
+        if error.problem.startswith(_UNOPENED) or _TIMED_OUT in error.problem:
+            raise exception.BackendError.because(
+                Reason.BACKEND_ERROR,
+                backend=settings.backend,
+                problem=error.problem,
             ) from error
         if error.unreadable:
             raise exception.ImageError.because(

@@ -17,7 +17,7 @@ from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import scratch
 from cinder_cow import streaming
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 
@@ -34,7 +34,7 @@ def local(
     :raises BackendError: NO_SCRATCH_SPACE, SCRATCH_UNUSABLE, BUSY
     """
     if isinstance(source, image_source.FileSource):
-        yield source, _hash(image, source)
+        yield source, hashed(image, source)
         return
     directory = scratch.Scratch(settings)
     directory.sweep()
@@ -68,7 +68,11 @@ def turn(
         yield
 
 
-def _hash(image: images.ImageInfo, source: image_source.ImageSource) -> str:
+def hashed(image: images.ImageInfo, source: image_source.ImageSource) -> str:
+    """Read an image for its hash, if it claims one; return it or ''.
+
+    :raises ImageError: HASH_MISMATCH, or it cannot be read
+    """
     with hashing.hasher(image) as hasher:
         if hashing.expected(image):
             for piece in source.pieces():
@@ -78,7 +82,7 @@ def _hash(image: images.ImageInfo, source: image_source.ImageSource) -> str:
 
 def _name(image: images.ImageInfo) -> str | None:
     """Name a scratch file by what its bytes are, if anything tells."""
-    key = base.BaseKey.of(image)
+    key = bases.BaseKey.of(image)
     if key is None:
         return None
     readable = re.sub(r'[^A-Za-z0-9]+', '-', key.image_id)[-60:]
@@ -94,7 +98,7 @@ def _fetch(
 ) -> str:
     """Append what is missing, and return the hash over all of it."""
     kept = file.size
-    if kept > source.size or not isinstance(source, image_source.Resumable):
+    if kept > source.size or not isinstance(source, image_source.Seekable):
         file.cut(0)
         kept = 0
     try:
@@ -129,7 +133,7 @@ def _append(
 def _missing(
     source: image_source.ImageSource, offset: int
 ) -> Iterator[bytes | int]:
-    if not isinstance(source, image_source.Resumable):
+    if not isinstance(source, image_source.Seekable):
         yield from source.pieces()
     elif offset < source.size:
         yield from source.pieces_from(offset)

@@ -32,6 +32,8 @@ from cinder_cow.refusal import refuse
 # The inspectors need the first 1 MiB (a VMDK descriptor) and decide on less;
 # from two chunks on nothing more can match.
 HEAD = 2 * units.Mi
+# What tells a qcow2 image: its header, and where any other magic would be.
+_QCOW2_HEAD = 128 * units.Ki
 # The footers of a VHD (512 bytes) and of a streamOptimized VMDK.
 TAIL = vmdk.TAIL
 
@@ -156,6 +158,9 @@ def inspect_source(source: Ends, claimed: str | None) -> Inspection:
 
     :param claimed: the format it is said to have; None: nothing is said
     """
+    head = source.head(_QCOW2_HEAD)
+    if claimed == 'qcow2' and _by_magic(head) == 'qcow2':
+        return inspect(head)
     head = source.head(HEAD)
     if claimed in AS_THEY_ARE:
         return inspect(head)

@@ -68,20 +68,52 @@ class LocalFile(Protocol):
 
 
 @runtime_checkable
-class Resumable(Protocol):
-    """A source on a server, that can be read from any byte on."""
+class Seekable(Protocol):
+    """A source that can be read from any byte on."""
 
-    def pieces_from(self, offset: int) -> Iterator[bytes]:
+    def pieces_from(self, offset: int) -> Iterator[bytes | int]:
         """Read it in order from that byte to the end.
 
         :raises ImageError: it cannot be read
         """
+
+
+@runtime_checkable
+class Resumable(Seekable, Protocol):
+    """A source on a server."""
+
+    def release(self) -> None:
+        """Let go of a connection that is not used for a while."""
 
     def check_readable(self) -> None:
         """Make sure that it may be read, where nothing of it is read.
 
         :raises ImageError: it may not
         """
+
+
+@runtime_checkable
+class QemuReadable(Protocol):
+    """A source that qemu-img can read where it is."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def head(self, length: int) -> bytes: ...
+
+    def tail(self, length: int) -> bytes: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read bytes anywhere; fewer when there are no more.
+
+        :raises ImageError: it cannot be read
+        """
+
+    def qemu_source(self) -> qemu_img.QemuNode:
+        """Return what qemu-img shall open."""
 
 
 class FileSource(handles.Closing):
@@ -141,14 +173,16 @@ class FileSource(handles.Closing):
             f':{found.st_mtime_ns}:{found.st_ctime_ns}'
         )
 
-    def head(self, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         with self._translated():
-            return os.pread(self._descriptor, length, 0)
+            return os.pread(self._descriptor, length, offset)
+
+    def head(self, length: int) -> bytes:
+        return self.read(0, length)
 
     def tail(self, length: int) -> bytes:
-        with self._translated():
-            start = max(0, self.size - length)
-            return os.pread(self._descriptor, self.size - start, start)
+        start = max(0, self.size - length)
+        return self.read(start, self.size - start)
 
     def pieces(self) -> Iterator[bytes | int]:
         with self._translated():

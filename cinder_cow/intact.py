@@ -12,6 +12,7 @@ import os
 from cinder_cow import disk_tables
 from cinder_cow import exception
 from cinder_cow import image_info as images
+from cinder_cow import image_source
 from cinder_cow import qcow2
 from cinder_cow import qemu_img
 from cinder_cow import vdi
@@ -34,10 +35,14 @@ _USED: dict[str, Callable[[int], disk_tables.Used]] = {
 
 
 def check(
-    image: images.ImageInfo, disk: qemu_img.Disk, limits: qemu_img.Limits
+    image: images.ImageInfo,
+    disk: qemu_img.Disk,
+    source: image_source.QemuReadable,
+    limits: qemu_img.Limits,
 ) -> float:
     """Make sure that all the image refers to is there.
 
+    :param disk: of the source
     :returns: the part of the disk that has data; data that several parts of
         the disk share count each time, so it tells what will be written
     :raises ImageError: IMAGE_CORRUPT
@@ -50,7 +55,7 @@ def check(
     )
     try:
         if disk.format == 'qcow2':
-            return _check_qcow2(disk, limits)
+            return _check_qcow2(disk, source, limits)
         return _check_tables(disk, limits)
     except disk_tables.FormatError as error:
         problem = error.problem or error.reason.value
@@ -64,19 +69,22 @@ def check(
     )
 
 
-def _check_qcow2(disk: qemu_img.Disk, limits: qemu_img.Limits) -> float:
+def _check_qcow2(
+    disk: qemu_img.Disk,
+    source: image_source.QemuReadable,
+    limits: qemu_img.Limits,
+) -> float:
     """Check an image that qemu-img knows how to check.
 
     A cut that takes a cluster shows as damage; one that takes less is looked
     for in the tables and in the last data.
     """
-    descriptor = disk.node.descriptors[0]
-    size = os.fstat(descriptor).st_size
+    size = source.size
     check = qemu_img.check(disk, limits)
     if check.damaged:
         raise disk_tables.FormatError('qemu-img check finds it corrupt')
     if size < check.end and size < max(
-        qcow2.used_end(descriptor), _data_end(disk, limits)
+        qcow2.used_end(source.read, size), _data_end(disk, limits)
     ):
         raise disk_tables.FormatError(f'it ends at byte {size} of {check.end}')
     return check.used

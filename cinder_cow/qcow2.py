@@ -5,7 +5,7 @@ Source: QEMU's docs/interop/qcow2.txt.
 """
 
 import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import os
 import pathlib
@@ -55,47 +55,50 @@ def is_encrypted(head: bytes) -> bool:
     return len(head) >= _HEADER.size and _HEADER.unpack_from(head)[6] != 0
 
 
-def used_end(descriptor: int) -> int:
+# Reads bytes at an offset, so many or fewer where there are no more.
+Read = Callable[[int, int], bytes]
+
+
+def used_end(read: Read, size: int) -> int:
     """Return where the tables and compressed data must end in the file.
 
     Cut, tables read as unused and compressed data decompress to something
     (deflate has no checksum): QEMU notices neither.
 
-    :param descriptor: of an image that ``qemu-img check`` finds no fault in
+    :param read: of an image that ``qemu-img check`` finds no fault in
+    :param size: its bytes
     """
-    head = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0))
+    head = _HEADER.unpack(read(0, _HEADER.size))
     bits, entries, offset = head[4], head[7], head[8]
     cluster = 1 << bits
     length = min(entries * 8, _MAX_L1_TABLE)
-    first = _table(descriptor, offset, length)
+    first = _table(read, offset, length)
     # Each table once, however many entries name it.
     starts = {entry & _OFFSET_MASK for entry in first} - {0}
     return max(
         int(offset + length),
         max((start + cluster for start in starts), default=0),
-        _compressed_end(descriptor, starts, bits),
+        _compressed_end(read, size, starts, bits),
     )
 
 
-def _compressed_end(descriptor: int, tables: set[int], bits: int) -> int:
+def _compressed_end(read: Read, size: int, tables: set[int], bits: int) -> int:
     """Return where compressed data must end, as far as the file is too short.
 
     Their length is kept in sectors, and not every writer fills the last
     one: whether less than a sector was cut, the stream itself tells.
     """
-    size, cluster = os.fstat(descriptor).st_size, 1 << bits
+    cluster = 1 << bits
     whole: set[int] = set()
     for table in tables:
-        for start, end in _compressed(
-            _table(descriptor, table, cluster), bits
-        ):
+        for start, end in _compressed(_table(read, table, cluster), bits):
             if end <= size or start in whole:
                 continue
             whole.add(start)
             if (
                 end - size >= _SECTOR
                 or len(whole) > _MAX_STREAMS
-                or not _is_whole(descriptor, start, cluster)
+                or not _is_whole(read, start, cluster)
             ):
                 return end
     return 0
@@ -112,19 +115,19 @@ def _compressed(table: Sequence[int], bits: int) -> Iterator[tuple[int, int]]:
             yield start, (start // _SECTOR + sectors) * _SECTOR
 
 
-def _is_whole(descriptor: int, start: int, cluster: int) -> bool:
+def _is_whole(read: Read, start: int, cluster: int) -> bool:
     """Tell whether a deflate stream ends in the file; of zstd, never."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        data = stream.decompress(os.pread(descriptor, cluster, start), cluster)
+        data = stream.decompress(read(start, cluster), cluster)
     except zlib.error:
         return False
     return stream.eof and len(data) == cluster
 
 
-def _table(descriptor: int, offset: int, length: int) -> Sequence[int]:
+def _table(read: Read, offset: int, length: int) -> Sequence[int]:
     """Read a table of big-endian 64-bit entries, or what there is of it."""
-    data = os.pread(descriptor, length, offset)
+    data = read(offset, length)
     table = array.array('Q')
     table.frombytes(data[: len(data) // 8 * 8])
     if sys.byteorder == 'little':

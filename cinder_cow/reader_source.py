@@ -10,6 +10,7 @@ from cinder_cow import exception
 from cinder_cow import handles
 from cinder_cow import image_info as images
 from cinder_cow import image_source
+from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow.drivers import base
 from cinder_cow.refusal import Reason
@@ -42,14 +43,22 @@ class ReaderSource(handles.Closing):
         return self._reader.size
 
     def head(self, length: int) -> bytes:
-        return self._reader.read(0, min(length, self.size))
+        return self.read(0, length)
 
     def tail(self, length: int) -> bytes:
-        length = min(length, self.size)
-        return self._reader.read(self.size - length, length)
+        start = max(0, self.size - length)
+        return self.read(start, length)
+
+    def read(self, offset: int, length: int) -> bytes:
+        length = min(length, self.size - offset)
+        return self._reader.read(offset, length) if length > 0 else b''
 
     def pieces(self) -> Iterator[bytes | int]:
-        return sparse.pieces(self._reader.extents(), self._reader.read)
+        return self.pieces_from(0)
+
+    def pieces_from(self, offset: int) -> Iterator[bytes | int]:
+        extents = sparse.between(self._reader.extents(), offset, self.size)
+        return sparse.pieces(extents, self._reader.read)
 
     def check_unchanged(self) -> None:
         try:
@@ -63,6 +72,24 @@ class ReaderSource(handles.Closing):
 
     def close(self) -> None:
         self._reader.close()
+
+
+class QemuReaderSource(ReaderSource):
+    """One that qemu-img can read where it is.
+
+    :param reader: a QemuSource too
+    """
+
+    def qemu_source(self) -> qemu_img.QemuNode:
+        assert isinstance(self._reader, base.QemuSource)
+        return self._reader.qemu_source()
+
+
+def of_reader(reader: base.Reader, label: str) -> ReaderSource:
+    """Make a source of an image that is open, with all that it can."""
+    if isinstance(reader, base.QemuSource):
+        return QemuReaderSource(reader, label)
+    return ReaderSource(reader, label)
 
 
 @contextlib.contextmanager
@@ -80,8 +107,6 @@ def nearest(
                 except exception.BackendError as error:
                     LOG.info('Not read at %s: %s', location, error)
                     continue
-                source = ReaderSource(
-                    opened.enter_context(reader), image.label
-                )
+                source = of_reader(opened.enter_context(reader), image.label)
                 break
         yield source

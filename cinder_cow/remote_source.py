@@ -109,9 +109,9 @@ class RemoteSource(handles.Closing):
         return self._remote.size
 
     def head(self, length: int) -> bytes:
-        if self._rest is None:
-            self._head, self._rest = b'', self._from(0)
-        while len(self._head) < length:
+        if self._rest is None and len(self._head) < length:
+            self._rest = self._from(len(self._head))
+        while self._rest and len(self._head) < length:
             piece = next(self._rest, b'')
             if not piece:
                 break
@@ -141,6 +141,11 @@ class RemoteSource(handles.Closing):
         del head
         yield from rest
 
+    def release(self) -> None:
+        if self._rest is not None:
+            self._rest.close()
+            self._rest = None
+
     def check_unchanged(self) -> None:
         if self._remote.checkable:
             self._open(self.size - 1, _Patience(self._attempts)).close()
@@ -150,8 +155,7 @@ class RemoteSource(handles.Closing):
         self._persist(self._remote.check_readable, 0, patience)
 
     def close(self) -> None:
-        if self._rest is not None:
-            self._rest.close()
+        self.release()
         self._remote.close()
 
     # Private

@@ -8,6 +8,8 @@ before its first byte is written.
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import itertools
+from typing import Self
 
 from cinder_cow import exception
 from cinder_cow import formats
@@ -16,6 +18,7 @@ from cinder_cow import image_info as images
 from cinder_cow import image_source
 from cinder_cow import sparse
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 # Called with the phase, and the bytes done of all bytes.
@@ -33,6 +36,16 @@ class Filled:
 
     bytes_copied: int
     hash: str = ''
+    verified: bases.Verified = bases.Verified.NOTHING
+
+    @classmethod
+    def of(cls, image: images.ImageInfo, written: int, digest: str) -> Self:
+        """Tell what a hash over all bytes says, which was compared."""
+        if not digest:
+            return cls(written)
+        claimed = hashing.expected(image)
+        verified = bases.Verified.CLAIM if claimed else bases.Verified.OWN_HASH
+        return cls(written, digest, verified)
 
 
 def stream(
@@ -43,25 +56,56 @@ def stream(
 ) -> Filled:
     """Write the bytes of an image as they are.
 
+    Where a sink has some of them from an earlier maker, and the source can,
+    this goes on behind these; they are read again for the hash.
+
     :raises ImageError: it is not what it claims; nothing may be published
     :raises BackendError: reading or writing failed
     """
-    done = written = 0
+    if not isinstance(sink, bases.Resumable) or not sink.kept:
+        return _stream(sink, image, source, report)
+    if isinstance(source, image_source.Seekable) and sink.kept <= source.size:
+        try:
+            return _stream(sink, image, source, report, sink)
+        except exception.ImageError as error:
+            if error.reason is not Reason.HASH_MISMATCH:
+                raise
+            # What was kept may be at fault, and not the image.
+    sink.restart()
+    return _stream(sink, image, source, report)
+
+
+def _stream(
+    sink: base.Sink,
+    image: images.ImageInfo,
+    source: image_source.ImageSource,
+    report: Progress,
+    earlier: bases.Resumable | None = None,
+) -> Filled:
+    """Write an image, or what is missing behind what an earlier maker kept."""
+    done = written = kept = 0
+    pieces = source.pieces()
+    if earlier and isinstance(source, image_source.Seekable):
+        kept = earlier.kept
+        pieces = itertools.chain(
+            earlier.kept_pieces(), source.pieces_from(kept)
+        )
     # Of a remote image we keep a hash of our own, where it has none.
     remote = isinstance(source, image_source.Resumable)
     with hashing.hasher(image, always=remote) as hasher:
-        for piece in _inspected(image, source.pieces()):
+        for piece in _inspected(image, pieces):
             done += piece if isinstance(piece, int) else len(piece)
             if done > source.size:
                 raise promised_otherwise(image, done, source.size)
             hasher.update(piece)
-            written += sparse.put(sink, piece)
+            if done > kept:
+                written += sparse.put(sink, piece)
             report('streaming', done, source.size)
         digest = hasher.check()
     claimed = source.size if image.size is None else image.size
     if done != claimed:
         raise promised_otherwise(image, done, claimed)
-    return Filled(written, digest)
+    return Filled.of(image, written, digest)
 
 
 def promised_otherwise(
