@@ -4,9 +4,10 @@
 Whoever mixes this in gives ``driver`` and ``settings``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import threading
 import time
 
 from oslo_log import log as logging
@@ -20,12 +21,23 @@ from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import outcome as outcomes
 from cinder_cow import plan as plans
-from cinder_cow import reader_source
 from cinder_cow import streaming
+from cinder_cow import volume_records as records
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
+from cinder_cow.handlers import base as image_handlers
+from cinder_cow.handlers import keeping
 from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)
+
+
+class NoBaseError(outcomes.NoCandidateError):
+    """No way is left to make a base; named after the image."""
+
+    def __str__(self) -> str:
+        reasons = ' Also: '.join(map(str, self._telling))
+        return f"A base of '{self.volume_name}' cannot be made: {reasons}"
 
 
 class CreateVolumeFromImageMixin:
@@ -33,6 +45,27 @@ class CreateVolumeFromImageMixin:
 
     driver: base.Driver
     settings: opts.Settings
+    # Asks Cinder about volumes that hold images, where there is a Cinder.
+    volume_records: records.VolumeRecords | None = None
+
+    def init_handlers(self) -> threading.Thread:
+        """Bring in order what a restart left, in the background.
+
+        What fails is logged: requests that it concerns are told themselves.
+
+        :returns: the thread that does it
+        """
+
+        def init() -> None:
+            for handler in self.handlers:
+                try:
+                    handler.init()
+                except exception.CowError as error:
+                    LOG.warning('Image handler %s: %s', handler.name, error)
+
+        thread = threading.Thread(target=init, name='cow-init', daemon=True)
+        thread.start()
+        return thread
 
     def plan_volume_from_image(
         self,
@@ -44,7 +77,57 @@ class CreateVolumeFromImageMixin:
 
         :param size: bytes; None: as the image, in whole GiB
         """
-        return plans.make(image, source, self.driver, self.settings, size)
+        means = plans.Means(self.driver, self.settings, self.handlers)
+        return plans.make(image, source, means, size)
+
+    @property
+    def handlers(self) -> Sequence[image_handlers.ImageHandler]:
+        """What makes the bases of this back end, in the order to try."""
+        if not isinstance(self.driver, bases.BaseKeeper):
+            return ()
+        return image_handlers.load(
+            image_handlers.Backend(
+                self.driver, self.settings, self.volume_records
+            )
+        )
+
+    def prepare_base(
+        self,
+        image: images.ImageInfo,
+        source: image_source.ImageSource,
+        progress: streaming.Progress | None = None,
+        plan: plans.Plan | None = None,
+    ) -> image_handlers.Fetched:
+        """Make the base of an image, or return the one that is there.
+
+        :param plan: of a volume from it, where there is one already
+        :raises ImageError: the image turned out not to be what it claims
+        :raises NoBaseError: with all refusals and failures
+        """
+        plan = plan or self.plan_volume_from_image(image, source)
+        report = progress or (lambda phase, done, total: None)
+        failures: list[outcomes.Failure] = []
+        for candidate in plan.candidates:
+            is_there = candidate.kind is plans.Kind.CLONE_BASE
+            if not is_there and candidate.kind is not plans.Kind.PREPARE_BASE:
+                continue
+            failures += [
+                outcomes.Failure(candidate, refusal)
+                for refusal in candidate.refusals
+            ]
+            if not candidate.possible:
+                continue
+            if is_there and plan.base:
+                return image_handlers.Fetched(plan.base)
+            assert candidate.handler is not None
+            try:
+                return candidate.handler.fetch_image(
+                    plan.image, source, plan.content_size, report
+                )
+            except exception.BackendError as error:
+                LOG.info('%s: %s failed: %s', image.label, candidate, error)
+                failures.append(outcomes.Failure.of(candidate, error))
+        raise NoBaseError(image.label, tuple(failures))
 
     def create_volume_from_image(
         self,
@@ -117,71 +200,71 @@ class _Attempt:
         candidate: plans.Candidate,
         failures: tuple[outcomes.Failure, ...],
     ) -> outcomes.Outcome:
-        location, base_made = candidate.location, False
-        if candidate.kind is plans.Kind.PREPARE_BASE:
-            location, base_made = self._prepare_base()
-        volume = self._clone(location) if location else self._stream()
+        location, base_made, digest = candidate.location, False, ''
+        if candidate.kind is plans.Kind.CLONE_BASE and self._plan.base:
+            digest = self._plan.base.facts.hash
+        if candidate.handler is not None:
+            fetched = self._prepare_base(candidate.handler)
+            location, base_made = fetched.base.location, fetched.made
+            digest = fetched.base.facts.hash
+        if location:
+            volume = self._clone(location)
+        else:
+            volume, digest = self._stream()
         return outcomes.Outcome(
             volume=volume,
             candidate=candidate,
             base_made=base_made,
             location=str(location or ''),
-            verified=self._verified(candidate),
+            verified=self._verified(digest),
             phases=tuple(self._phases),
             failures=failures,
         )
 
-    def _verified(self, candidate: plans.Candidate) -> str:
-        """Tell the claimed hash: no base has it in its key and another one."""
-        claimed = hashing.expected(self._image)
-        if claimed is None or candidate.kind is plans.Kind.CLONE_LOCATION:
-            return ''
-        return ':'.join(claimed)
+    def _verified(self, digest: str) -> str:
+        """Tell the hash that was compared: one of our own proves nothing."""
+        claimed = ':'.join(hashing.expected(self._image) or ())
+        return digest if digest == claimed else ''
 
     def _clone(self, location: image_location.Location) -> base.VolumeInfo:
         assert isinstance(self._driver, base.Cloner)
         image = self._image.at(location)
         with self._phase('clone'):
-            return self._driver.clone(image, self._volume_name)
+            volume = self._driver.clone(image, self._volume_name)
+        found = self._plan.base
+        if found and isinstance(self._driver, bases.BaseKeeper):
+            keeping.note_use(self._driver, found)
+        return volume
 
-    def _stream(self) -> base.VolumeInfo:
+    def _stream(self) -> tuple[base.VolumeInfo, str]:
         with self._phase('stream') as phase:
             size = self._plan.size
             with self._driver.open(self._volume_name, size) as writer:
-                phase.bytes = self._fill(writer).bytes_copied
-                writer.close()
-        return self._driver.show(self._volume_name)
-
-    def _prepare_base(self) -> tuple[image_location.Location, bool]:
-        """Make the base, or wait for whoever is making it already."""
-        key = base.BaseKey.of(self._image)
-        assert isinstance(self._driver, base.BaseKeeper)
-        assert key is not None
-        with self._phase('base') as phase:
-            begun = self._driver.begin_base(key, self._plan.content_size)
-            if isinstance(begun, base.Base):
-                return begun.location, False
-            with begun as writer:
-                filled = self._fill(writer)
-                facts = base.BaseFacts(
-                    key=key,
-                    image_name=self._image.label,
-                    source_format=self._image.disk_format,
-                    content_size=self._plan.content_size,
-                    hash=filled.hash,
-                    made_at=time.time(),
+                filled = filling.fill_from_nearest(
+                    writer,
+                    self._image,
+                    self._source,
+                    self._driver,
+                    self._settings,
+                    self._report,
                 )
-                made = writer.publish(facts)
-            phase.bytes = filled.bytes_copied
-        return made.location, True
+                phase.bytes = filled.bytes_copied
+                writer.close()
+        return self._driver.show(self._volume_name), filled.hash
 
-    def _fill(self, sink: base.Sink) -> streaming.Filled:
-        with reader_source.nearest(
-            self._image, self._source, self._driver
-        ) as source:
-            return filling.fill(
-                sink, self._image, source, self._settings, self._report
+    def _prepare_base(
+        self, handler: image_handlers.ImageHandler
+    ) -> image_handlers.Fetched:
+        """Have the base made, unless somebody is making it already."""
+        with self._phase('base') as phase:
+            fetched = handler.fetch_image(
+                self._image,
+                self._source,
+                self._plan.content_size,
+                self._report,
             )
+            phase.bytes = fetched.bytes_copied
+        return fetched
 
     @contextlib.contextmanager
     def _phase(self, name: str) -> Iterator['_Running']:

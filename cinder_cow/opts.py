@@ -16,6 +16,7 @@ from stevedore import extension
 
 DEFAULTS_GROUP = 'backend_defaults'
 DRIVERS = 'cinder_cow.drivers'
+_DAY = 24 * 3600
 
 OPTS: list[cfg.Opt] = [
     cfg.StrOpt(
@@ -52,6 +53,54 @@ OPTS: list[cfg.Opt] = [
         default=False,
         help='Refuse images whose record has neither a hash nor a checksum, '
         'so that no byte is taken unproved.',
+    ),
+    cfg.BoolOpt(
+        'cow_verify_linked',
+        default=False,
+        help='Read an image for its hash also where its bytes are in the back '
+        'end already, at a location that is trusted. When false, its base '
+        'says that nothing but its location vouches for it.',
+    ),
+    cfg.StrOpt(
+        'cow_glance_project_id',
+        help='Id of the project whose volumes are those in which Glance keeps '
+        'images, where it has a cinder store. When unset, no volume is '
+        'believed to hold an image.',
+    ),
+    cfg.ListOpt(
+        'cow_image_handlers',
+        default=['volume_linking', 'downloading'],
+        help='How a base may be made of an image, in the order to try: names '
+        'in the entry point group cinder_cow.image_handlers.',
+    ),
+    cfg.IntOpt(
+        'cow_base_wait_seconds',
+        default=3600,
+        min=1,
+        help='How long a request waits for a base that another one makes, in '
+        'seconds.',
+    ),
+    cfg.IntOpt(
+        'cow_max_bases',
+        default=0,
+        min=0,
+        help='How many bases are kept; of more, those that were not used for '
+        'longest are removed, if no volume hangs on them and they are not '
+        'pinned. 0 for no limit.',
+    ),
+    cfg.IntOpt(
+        'cow_max_bases_gib',
+        default=0,
+        min=0,
+        help='How much storage all bases may take, in GiB; see '
+        'cow_max_bases. 0 for no limit.',
+    ),
+    cfg.IntOpt(
+        'cow_max_base_idle_days',
+        default=0,
+        min=0,
+        help='After how many days without a clone a base is removed, as '
+        'with cow_max_bases. 0 for never.',
     ),
     cfg.IntOpt(
         'cow_max_expansion',
@@ -135,6 +184,13 @@ class Settings:
     cow_fallback: str = 'stream'
     max_image_size: int = 16384 * units.Gi
     require_hash: bool = False
+    verify_linked: bool = False
+    glance_project: str | None = None
+    image_handlers: tuple[str, ...] = ('volume_linking', 'downloading')
+    base_wait: float = 3600
+    max_bases: int = 0
+    max_bases_size: int = 0
+    max_base_idle: float = 0
     max_expansion: int = 100
     scratch_dir: str | None = None
     scratch_keep: float = 24 * 3600
@@ -154,6 +210,13 @@ class Settings:
             cow_fallback=options.get('cow_fallback'),
             max_image_size=options.get('cow_max_image_gib') * units.Gi,
             require_hash=options.get('cow_require_hash'),
+            verify_linked=options.get('cow_verify_linked'),
+            glance_project=options.get('cow_glance_project_id'),
+            image_handlers=tuple(options.get('cow_image_handlers')),
+            base_wait=options.get('cow_base_wait_seconds'),
+            max_bases=options.get('cow_max_bases'),
+            max_bases_size=options.get('cow_max_bases_gib') * units.Gi,
+            max_base_idle=options.get('cow_max_base_idle_days') * _DAY,
             max_expansion=options.get('cow_max_expansion'),
             scratch_dir=options.get('cow_scratch_dir'),
             scratch_keep=options.get('cow_scratch_keep_hours') * 3600,

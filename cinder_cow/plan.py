@@ -5,22 +5,24 @@ A plan is made before anything is touched. It names every candidate in the
 order to try, each with all its refusals, and each refusal with its remedy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import enum
 
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import filling
 from cinder_cow import formats
 from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import image_source
 from cinder_cow import opts
-from cinder_cow import qemu_img
-from cinder_cow import scratch
+from cinder_cow import reader_source
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
+from cinder_cow.handlers import base as image_handlers
 from cinder_cow.refusal import Reason
 from cinder_cow.refusal import Refusal
 from cinder_cow.refusal import refuse
@@ -52,6 +54,7 @@ class Candidate:
     """One way to make the volume.
 
     :param location: what would be cloned, where that is known
+    :param handler: that would make the base
     :param told_by: what of Glance told the location
     :param refusals: why it is not possible; empty if it is
     """
@@ -60,6 +63,7 @@ class Candidate:
     location: image_location.Location | None = None
     refusals: tuple[Refusal, ...] = ()
     told_by: str = ''
+    handler: image_handlers.ImageHandler | None = None
 
     @property
     def possible(self) -> bool:
@@ -68,6 +72,8 @@ class Candidate:
     def __str__(self) -> str:
         if self.kind is Kind.CLONE_LOCATION and self.location:
             return f'clone of {self.location}'
+        if self.handler is not None:
+            return f'make a base by {self.handler.title}, clone it'
         return str(self.kind.value)
 
 
@@ -75,28 +81,41 @@ class Candidate:
 class Plan:
     """All candidates, in the order to try.
 
+    :param base: that of the image, if there is one already
     :param content_size: bytes of the image's disk
     :param size: bytes of the volume
     """
 
     image: images.ImageInfo
+    base: bases.Base | None
     content_size: int
     size: int
     candidates: tuple[Candidate, ...]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Means:
+    """What volumes are made with, in one back end.
+
+    :param handlers: make its bases, in the order to try
+    """
+
+    driver: base.Driver
+    settings: opts.Settings
+    handlers: Sequence[image_handlers.ImageHandler] = ()
+
+
 def make(
     image: images.ImageInfo,
     source: image_source.ImageSource,
-    driver: base.Driver,
-    settings: opts.Settings,
+    means: Means,
     size: int | None = None,
 ) -> Plan:
     """Plan a volume from an image.
 
     :param size: bytes of the volume; None: as the image, in whole GiB
     """
-    return _Planner(image, source, driver, settings, size).plan()
+    return _Planner(image, source, means, size).plan()
 
 
 def forbidden(
@@ -136,15 +155,15 @@ class _Planner:
         self,
         image: images.ImageInfo,
         source: image_source.ImageSource,
-        driver: base.Driver,
-        settings: opts.Settings,
+        means: Means,
         size: int | None,
     ) -> None:
         self._image = image
-        self._driver = driver
-        self._settings = settings
+        self._driver = means.driver
+        self._settings = means.settings
+        self._handlers = means.handlers
         self._source = source
-        self._key = base.BaseKey.of(image)
+        self._key = bases.BaseKey.of(image)
         self._base = self._find_base()
         self._verdicts = dict(self._judge_locations())
         self._claim_refusal, self._content_size = self._look()
@@ -160,10 +179,16 @@ class _Planner:
             *self._bases(),
             self._stream(),
         )
-        return Plan(self._image, self._content_size, self._size, candidates)
+        return Plan(
+            image=self._image,
+            base=self._base,
+            content_size=self._content_size,
+            size=self._size,
+            candidates=candidates,
+        )
 
-    def _find_base(self) -> base.Base | None:
-        if self._key is None or not isinstance(self._driver, base.BaseKeeper):
+    def _find_base(self) -> bases.Base | None:
+        if self._key is None or not isinstance(self._driver, bases.BaseKeeper):
             return None
         return self._driver.find_base(self._key)
 
@@ -205,12 +230,15 @@ class _Planner:
         for verdict in self._verdicts.values():
             if verdict and verdict.content_size is not None:
                 return None, verdict.content_size
-        found = formats.inspect_source(self._source, image.disk_format)
-        size = found.virtual_size
-        return (
-            formats.check_claim(image, found),
-            self._source.size if size is None else size,
-        )
+        with reader_source.nearest(
+            image, self._source, self._driver
+        ) as source:
+            found = formats.inspect_source(source, image.disk_format)
+            size = found.virtual_size
+            return (
+                formats.check_claim(image, found),
+                source.size if size is None else size,
+            )
 
     @property
     def _stored(self) -> int:
@@ -271,26 +299,43 @@ class _Planner:
     def _bases(self) -> Iterator[Candidate]:
         """Clone the base there is; or make one, where there is none."""
         common = [*self._image_refusals, *self._cow_refusals()]
-        if not isinstance(self._driver, base.BaseKeeper) or not self._key:
+        if not isinstance(self._driver, bases.BaseKeeper) or not self._key:
             reason = self._no_base_keeping()
             for kind in (Kind.CLONE_BASE, Kind.PREPARE_BASE):
                 yield Candidate(kind, None, (*common, reason))
             return
-        location = self._base.location if self._base else None
-        if location is None:
-            refusal = self._refuse(Reason.NO_BASE, image=self._image.label)
-            found_refusals: tuple[Refusal, ...] = (refusal,)
-            make_refusals = tuple(self._fill_refusals())
+        if self._base is None:
+            no_base = self._refuse(Reason.NO_BASE, image=self._image.label)
+            refused: tuple[Refusal, ...] = (no_base,)
         else:
-            # It is made anew only where it goes between here and the clone.
-            image = self._image.at(location)
-            found_refusals = _refusal_of(self._driver, image)
-            make_refusals = found_refusals
-        yield Candidate(Kind.CLONE_BASE, location, (*common, *found_refusals))
-        yield Candidate(Kind.PREPARE_BASE, None, (*common, *make_refusals))
+            refused = _refusals_of(self._driver, self._base)
+        location = self._base.location if self._base else None
+        yield Candidate(Kind.CLONE_BASE, location, (*common, *refused))
+        for handler in self._handlers:
+            if not handler.concerns(self._image):
+                continue
+            # Made anew it is only where it goes between here and the clone.
+            why = refused if self._base else self._asked(handler)
+            yield Candidate(
+                Kind.PREPARE_BASE,
+                refusals=(*common, *why),
+                handler=handler,
+            )
+
+    def _asked(
+        self, handler: image_handlers.ImageHandler
+    ) -> tuple[Refusal, ...]:
+        """Ask a handler, unless the image is not what it claims."""
+        if self._claim_refusal:
+            return ()
+        return tuple(handler.refuse(self._image, self._source))
 
     def _stream(self) -> Candidate:
-        refusals = [*self._image_refusals, *self._fill_refusals()]
+        refusals = [*self._image_refusals]
+        if self._claim_refusal is None:
+            refusals += filling.refusals(
+                self._image, self._source, self._driver, self._settings
+            )
         if self._settings.cow_fallback == 'refuse':
             refusals.append(self._refuse(Reason.FALLBACK_REFUSED))
         return Candidate(Kind.STREAM, None, tuple(refusals))
@@ -307,26 +352,12 @@ class _Planner:
         if not self._settings.cow_enabled:
             yield self._refuse(Reason.COW_DISABLED)
 
-    def _fill_refusals(self) -> Iterator[Refusal]:
-        """Tell what is missing here to convert the image."""
-        if self._image.disk_format not in formats.CONVERTED:
-            return
-        if missing := qemu_img.missing_tool():
-            yield missing
-        if self._claim_refusal is None and isinstance(
-            self._source, image_source.Resumable
-        ):
-            directory = scratch.Scratch(self._settings)
-            refused = directory.refuse(self._stored, self._image.label)
-            if refused:
-                yield refused
 
-
-def _refusal_of(
-    driver: base.Cloner, image: images.ImageInfo
+def _refusals_of(
+    keeper: bases.BaseKeeper, found: bases.Base
 ) -> tuple[Refusal, ...]:
-    refusal = driver.cloneable(image).refusal
-    return (refusal,) if refusal else ()
+    refused = bases.check_state(keeper, found).refusal
+    return (refused,) if refused else ()
 
 
 def _gib(size: int) -> int:

@@ -3,7 +3,9 @@
 
 import contextlib
 import dataclasses
+from typing import Any
 
+import fixtures
 import hypothesis
 from hypothesis import stateful
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import outcome as outcomes
 from cinder_cow import plan as plans
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import memory
 from cinder_cow.refusal import Reason
 
@@ -62,7 +64,7 @@ class FailingDriver(memory.MemoryDriver):
     def begin_base(self, key, size):
         self.step('begin_base')
         begun = super().begin_base(key, size)
-        return begun if isinstance(begun, base.Base) else Sink(self, begun)
+        return begun if isinstance(begun, bases.Base) else Sink(self, begun)
 
     def open(self, volume_name, size):
         self.step('open')
@@ -77,6 +79,7 @@ class Sink:
     """A sink of a FailingDriver."""
 
     zeroed = True
+    kept = 0
 
     def __init__(self, driver, sink):
         self.driver = driver
@@ -125,6 +128,36 @@ class ManagerTestCase(test_base.BaseTestCase):
         return Manager(driver, **settings).create_volume_from_image(
             name, self.image, self.source, size
         )
+
+
+class TestInit(ManagerTestCase):
+    def init(self, error=None):
+        seen: list[str] = []
+        driver: Any = FailingDriver()
+
+        def sweep():
+            seen.append('swept')
+            if error:
+                raise error
+
+        driver.sweep = sweep
+        driver.orphans = driver.remove_orphans = lambda: iter(())
+        thread = Manager(driver).init_handlers()
+        thread.join(10)
+        self.assertFalse(thread.is_alive())
+        return seen
+
+    def test_is_done_in_the_background(self):
+        self.assertEqual(['swept'], self.init())
+
+    def test_what_fails_is_logged(self):
+        log = self.useFixture(fixtures.FakeLogger())
+        error = exception.BackendError.because(
+            Reason.BACKEND_ERROR, backend='memory', problem='no answer'
+        )
+        self.assertEqual(['swept'], self.init(error))
+        self.assertIn('downloading', log.output)
+        self.assertIn('no answer', log.output)
 
 
 class TestManager(ManagerTestCase):
@@ -254,7 +287,7 @@ class TestManager(ManagerTestCase):
             self.assertEqual(
                 self.source.content, content_of(driver, made.location)
             )
-        self.assertEqual(set(), driver._making)
+        self.assertEqual({}, driver._making)
         # And whatever happened, it can be tried again.
         driver.failing = ()
         if not driver.exists('v1'):
