@@ -17,6 +17,8 @@ import glanceclient
 from glanceclient import exc as glance_errors
 from keystoneauth1 import adapter as ksa_adapter
 from keystoneauth1 import exceptions as ksa_errors
+from keystoneauth1 import identity as ksa_identity
+from keystoneauth1 import noauth as ksa_noauth
 from keystoneauth1 import session as ksa_session
 from openstack import config as openstack_config
 from openstack import exceptions as openstack_errors
@@ -169,10 +171,38 @@ class Glance(handles.Closing):
         )
         return remote_source.RemoteSource(remote, self._settings)
 
+    def exists(self, image_id: str) -> bool | None:
+        """Tell whether there is an image; None: that cannot be known.
+
+        Glance says also of an image that this user may not see that there is
+        none; so its word counts where the user may see all.
+        """
+        try:
+            with self._adapter.limit(self._settings.fetch_timeout):
+                self._client.images.get(image_id)
+        except (http_session.Broken, *_ERRORS, *_GARBAGE) as error:
+            is_missing = _status(error) == requests.codes.not_found
+            return False if is_missing and self._sees_all() else None
+        return True
+
     def close(self) -> None:
         self._session.session.close()
 
     # Private
+
+    def _sees_all(self) -> bool:
+        """Whether this user is shown the images of every project."""
+        auth = self._session.auth
+        if isinstance(auth, ksa_noauth.NoAuth):
+            return True  # nobody is told apart there
+        if not isinstance(auth, ksa_identity.BaseIdentityPlugin):
+            return False
+        try:
+            roles = auth.get_access(self._session).role_names
+        except (ksa_errors.ClientException, *_GARBAGE) as error:
+            LOG.info('The roles are not known: %s', _told(error))
+            return False
+        return 'admin' in (roles or ())
 
     def _locate(
         self, image_id: str, record: dict[str, Any]

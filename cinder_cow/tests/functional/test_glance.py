@@ -21,10 +21,14 @@ import subprocess
 import tempfile
 import threading
 import time
+from unittest import mock
 from urllib import parse
+import uuid
 
 import ddt
 import fixtures
+from keystoneauth1 import exceptions as ksa_errors
+from keystoneauth1 import identity
 from oslo_utils import units
 from oslotest import base as test_base
 
@@ -571,6 +575,40 @@ class TestWho(GlanceTestCase):
     def test_a_reader_gets_no_data_from_a_base_either(self):
         self.create(self.image_id)
         self.refused(Reason.SOURCE_DENIED, self.image_id, READER)
+
+    def exists(self, image_id, token):
+        self.set_user(token)
+        with glances.Glance.of_cloud(None, self.settings) as client:
+            return client.exists(image_id)
+
+    @ddt.data(None, ADMIN, MEMBER)
+    def test_an_image_that_exists(self, token):
+        self.assertIs(True, self.exists(self.image_id, token))
+
+    def test_an_image_that_is_gone(self):
+        nothing = str(uuid.uuid4())
+        self.assertIs(False, self.exists(nothing, None))
+        # Of a bare token it is not known whose it is.
+        for token in (ADMIN, MEMBER, OTHER, 'expired'):
+            self.assertIsNone(self.exists(nothing, token))
+
+    def test_an_image_that_is_hidden_is_not_gone(self):
+        self.assertIsNone(self.exists(self.image_id, OTHER))
+
+    @ddt.data((['admin', 'reader'], False), (['member'], None), (None, None))
+    @ddt.unpack
+    def test_an_image_that_is_gone_by_the_roles(self, roles, answer):
+        self.set_user(None)
+        nothing = str(uuid.uuid4())
+        with glances.Glance.of_cloud(None, self.settings) as client:
+            plugin = mock.Mock(spec=identity.BaseIdentityPlugin)
+            plugin.get_access.return_value.role_names = roles
+            get = mock.Mock(side_effect=ksa_errors.NotFound())
+            with (
+                mock.patch.object(client._client.images, 'get', get),
+                mock.patch.object(client._session, 'auth', plugin),
+            ):
+                self.assertIs(answer, client.exists(nothing))
 
     def test_an_expired_token(self):
         error = self.refused(
