@@ -26,6 +26,7 @@ from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd
 from cinder_cow.tests import ceph_client
 from cinder_cow.tests import ceph_cluster
+from cinder_cow.tests import forks
 from cinder_cow.tests import rbd_place
 from cinder_cow.tests import rbd_victim
 
@@ -86,7 +87,7 @@ class Soak:
                 stderr=subprocess.DEVNULL,
             )  # fmt: skip
 
-    def round(self, victims: rbd_victim.Victims) -> tuple[str, str]:
+    def round(self, victims: forks.Forks) -> tuple[str, str]:
         """Kill one; tell the phase, and what is wrong."""
         work, during, most = self._random.choice(MOMENTS)
         delay = self._random.uniform(0, most)
@@ -154,7 +155,7 @@ def report(arguments: argparse.Namespace, wrong: list[str]) -> Iterator[str]:
     longest: collections.Counter[str] = collections.Counter()
     with (
         tempfile.TemporaryDirectory(prefix='cow-soak-', dir='/var/tmp') as top,
-        rbd_victim.Victims() as victims,
+        rbd_victim.victims() as victims,
     ):
         cluster = ceph_cluster.shared()
         soak = Soak(cluster, pathlib.Path(top), arguments.seed)

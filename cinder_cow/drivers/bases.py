@@ -88,6 +88,7 @@ class BaseFacts:
     :param verified: a value of :class:`Verified`
     :param last_used: when it was cloned last, to the hour; 0: never
     :param pinned: it stays, whatever the limits say
+    :param damaged: a scrub found other bytes than were published
     :param missing_since: when Glance first said that there is no such image;
         0: it did not
     """
@@ -101,6 +102,7 @@ class BaseFacts:
     verified: str = ''
     last_used: float = 0
     pinned: bool = False
+    damaged: bool = False
     missing_since: float = 0
 
     def packed(self) -> str:
@@ -108,14 +110,16 @@ class BaseFacts:
 
     @classmethod
     def unpacked(cls, record: dict[str, Any]) -> Self:
-        """Read what was kept, by this release or one before.
+        """Read what was kept, by this release or another one.
 
         :param record: as JSON has it
         :raises ValueError: it is not what was written
         """
         try:
             key = BaseKey(**record['key'])
-            facts = cls(**{**record, 'key': key})
+            known = {field.name for field in dataclasses.fields(cls)}
+            told = {name: record[name] for name in known & record.keys()}
+            facts = cls(**{**told, 'key': key})
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(str(error)) from None
         if not (_is_typed(key) and _is_typed(facts)):
@@ -253,7 +257,7 @@ class BaseKeeper(base.Driver, base.Cloner, Protocol):
     def set_base_facts(self, name: str, **changes: Any) -> None:  # noqa: ANN401
         """Change facts of a published base: those that are no identity.
 
-        :param changes: last_used, pinned, missing_since
+        :param changes: last_used, pinned, damaged, missing_since
         :raises BackendError: BASE_NOT_FOUND
         """
 
@@ -332,6 +336,13 @@ class Checker(Protocol):
 
 def check_state(keeper: BaseKeeper, found: Base) -> refusal.Verdict:
     """Tell whether a base can be cloned; what is cheap to mend is mended."""
+    if found.facts.damaged:
+        refused = refusal.refuse(
+            refusal.Reason.BASE_CHANGED,
+            base=found.name,
+            problem='a scrub found it damaged',
+        )
+        return refusal.Verdict(refused)
     image = images.ImageInfo(
         id=found.facts.key.image_id,
         name=found.facts.image_name,

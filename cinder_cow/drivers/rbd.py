@@ -11,7 +11,7 @@ import contextlib
 import copy
 import errno
 import functools
-from typing import ClassVar, ParamSpec, Self, TypeVar
+from typing import ClassVar, Self
 
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -20,51 +20,29 @@ from cinder_cow import exception
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import opts
+from cinder_cow import qemu_img
 from cinder_cow import refusal
 from cinder_cow.drivers import base
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import common
-from cinder_cow.drivers import native
-from cinder_cow.drivers import rbd_errors
+from cinder_cow.drivers import rbd_base_store
+from cinder_cow.drivers import rbd_bases
+from cinder_cow.drivers import rbd_borrowing
+from cinder_cow.drivers import rbd_context
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_reader
 from cinder_cow.drivers import rbd_sink
-from cinder_cow.drivers import rbd_undo
-from cinder_cow.drivers import rbd_works
 from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)
 
-
-_Arguments = ParamSpec('_Arguments')
-_Answer = TypeVar('_Answer')
-
-
-def _called(
-    function: Callable[_Arguments, _Answer],
-) -> Callable[_Arguments, _Answer]:
-    """Run in a native thread; once more where the connection was lost.
-
-    That is one that Ceph has blocklisted: of what it had begun nothing more
-    will be done, and another connection cleans up behind it.
-    """
-
-    @functools.wraps(function)
-    def call(*args: _Arguments.args, **named: _Arguments.kwargs) -> _Answer:
-        try:
-            return function(*args, **named)
-        except exception.BackendError as error:
-            cause = error.__cause__
-            if not isinstance(cause, ceph.CephError) or not cause.lost:
-                raise
-        return function(*args, **named)
-
-    return native.threaded(call)
+# How often a clone is begun where its base was to be retired, and stayed.
+_ATTEMPTS = 3
 
 
-class RbdDriver:
+class RbdDriver(rbd_bases.RbdBases):
     """Volumes in a pool; see the contract in :mod:`.base`."""
 
     OPTS: ClassVar[list[cfg.Opt]] = rbd_options.OPTS
@@ -72,43 +50,29 @@ class RbdDriver:
     def __init__(
         self, settings: rbd_options.RbdSettings, backend: str = 'rbd'
     ) -> None:
-        self.backend = backend
+        super().__init__(settings, backend)
         self.request = base.VolumeRequest()
-        self._settings = settings
-        self._errors = rbd_errors.Errors(backend, settings)
         self._parents = rbd_parents.Parents(
             backend, settings.caps, settings.trust
         )
-        self._works = rbd_works.Works(settings, self._parents)
 
     @classmethod
     def from_options(cls, options: opts.BackendOptions) -> Self:
-        """Make the driver of a configured back end, and tidy that up.
-
-        :raises BackendError: CEPH_UNAVAILABLE, POOL_NOT_FOUND
-        """
+        """Make the driver of a configured back end."""
         settings = rbd_options.RbdSettings.read(options)
-        driver = cls(settings, options.backend)
-        driver.sweep()
-        return driver
-
-    @_called
-    def sweep(self) -> None:
-        """Finish or undo what makers left that live no more."""
-        with self._opened() as (connection, pool):
-            rbd_leases.sweep(pool, connection, rbd_undo.finish_or_undo)
+        return cls(settings, options.backend)
 
     def bound(self, request: base.VolumeRequest) -> Self:
         view = copy.copy(self)
         view.request = request
         return view
 
-    @_called
+    @rbd_context.called
     def open(self, volume_name: str, size: int) -> base.Writer:
         with contextlib.ExitStack() as stack:
             connection, pool = stack.enter_context(self._opened())
             stream = self._works.stream(connection, pool, volume_name, size)
-            node = self._settings.qemu_node(stream.name)
+            node = self._settings.own_node(stream.name)
             return rbd_sink.Sink(
                 stream,
                 stack.enter_context(node),
@@ -116,52 +80,89 @@ class RbdDriver:
                 stack.pop_all(),
             )
 
-    @_called
+    @rbd_context.called
     def read(self, source: str | image_location.Location) -> base.Reader:
         with contextlib.ExitStack() as stack:
             connection, pool = stack.enter_context(self._opened())
             if not isinstance(source, str):
-                raise self._parents.outside(source)
+                found = self._store.sound(pool, source)
+                snapshot = rbd_base_store.SNAPSHOT
+                image = stack.enter_context(
+                    pool.image_of(found.image, snapshot)
+                )
+                return self._reader(
+                    connection,
+                    image,
+                    functools.partial(
+                        self._settings.own_node, found.name, snapshot
+                    ),
+                    stack,
+                )
             self._check_there(pool, source)
             image = stack.enter_context(pool.image(source))
             header = f'rbd_header.{image.id()}'
-            return rbd_reader.Reader(
+            return self._reader(
+                connection,
                 image,
-                functools.partial(self._guarded, connection),
-                stack.pop_all(),
-                functools.partial(connection.is_imported, image),
+                functools.partial(self._settings.own_node, source),
+                stack,
                 functools.partial(pool.version, header),
             )
 
-    @_called
+    @rbd_context.called
     def read_image(self, image_info: images.ImageInfo) -> base.Reader:
         with contextlib.ExitStack() as stack:
-            connection, _pool = stack.enter_context(self._opened())
+            connection, pool = stack.enter_context(self._opened())
             location = self._parents.trusted(connection, image_info)
             snapshot = stack.enter_context(
                 self._parents.opened(connection, location)
             )
-            return rbd_reader.Reader(
-                snapshot,
-                functools.partial(self._guarded, connection),
-                stack.pop_all(),
-                functools.partial(connection.is_imported, snapshot),
-            )
+            node = functools.partial(self._borrowed_node, pool, location)
+            return self._reader(connection, snapshot, node, stack)
 
-    @_called
+    def _reader(
+        self,
+        connection: ceph.Connection,
+        image: ceph.Image,
+        node: Callable[
+            [], contextlib.AbstractContextManager[qemu_img.QemuNode]
+        ],
+        stack: contextlib.ExitStack,
+        state: Callable[[], int] | None = None,
+    ) -> base.Reader:
+        guard = functools.partial(self._guarded, connection)
+        if connection.is_imported(image):
+            return rbd_reader.ImportedReader(
+                image, guard, stack.pop_all(), state
+            )
+        return rbd_reader.Reader(image, guard, stack.pop_all(), state, node)
+
+    @contextlib.contextmanager
+    def _borrowed_node(
+        self, pool: ceph.Pool, location: image_location.RbdLocation
+    ) -> Iterator[qemu_img.QemuNode]:
+        """Give QEMU an image of another pool, by a clone in ours."""
+        options = self._settings.image_options()
+        with (
+            rbd_borrowing.borrowed(pool, location, options) as name,
+            self._settings.own_node(name) as node,
+        ):
+            yield node
+
+    @rbd_context.called
     def exists(self, volume_name: str) -> bool:
         common.check_volume_name(volume_name)
         with self._opened() as (_connection, pool):
             return self._is_there(pool, volume_name)
 
-    @_called
+    @rbd_context.called
     def show(self, volume_name: str) -> base.VolumeInfo:
         with self._opened() as (_connection, pool):
             self._check_there(pool, volume_name)
             with self._image(pool, volume_name) as image:
                 return self._told(volume_name, image)
 
-    @_called
+    @rbd_context.called
     def extend(self, volume_name: str, size: int) -> None:
         with self._opened() as (_connection, pool):
             self._check_there(pool, volume_name)
@@ -182,12 +183,12 @@ class RbdDriver:
         if entry := self._entry(volume_name):
             self._delete(volume_name, entry)
 
-    @_called
+    @rbd_context.called
     def _entry(self, volume_name: str) -> ceph.Entry:
         with self._opened() as (_connection, pool):
             return pool.find(volume_name)
 
-    @_called
+    @rbd_context.called
     def _delete(self, volume_name: str, entry: ceph.Entry) -> None:
         # Where it is called again, the name may be that of a new volume.
         with self._opened() as (connection, pool):
@@ -205,25 +206,37 @@ class RbdDriver:
 
     # Cloner
 
-    @_called
+    @rbd_context.called
     def cloneable(self, image_info: images.ImageInfo) -> refusal.Verdict:
         try:
             with self._opened() as (connection, pool):
-                found = self._parents.find(connection, pool, image_info)
+                found, _judge = self._parent(connection, pool, image_info)
         except exception.BackendError as error:
             return refusal.Verdict(error.refusal)
-        return refusal.Verdict(content_size=found.size)
+        return refusal.Verdict(content_size=found.content_size)
 
-    @_called
     def clone(
         self, image_info: images.ImageInfo, volume_name: str
     ) -> base.VolumeInfo:
+        for _attempt in range(_ATTEMPTS):
+            with contextlib.suppress(rbd_base_store.AgainError):
+                return self._clone(image_info, volume_name)
+        with self._translated():
+            try:
+                return self._clone(image_info, volume_name)
+            except rbd_base_store.AgainError as again:
+                raise again.error from None
+
+    @rbd_context.called
+    def _clone(
+        self, image_info: images.ImageInfo, volume_name: str
+    ) -> base.VolumeInfo:
         with self._opened() as (connection, pool):
-            parent = self._parents.find(connection, pool, image_info)
+            parent, judge = self._parent(connection, pool, image_info)
             size = common.clone_size(
-                self.request, parent.size, image_info.label
+                self.request, parent.content_size, image_info.label
             )
-            self._works.clone(connection, pool, parent, volume_name, size)
+            self._works.clone(pool, parent, judge, volume_name, size)
         return base.VolumeInfo(
             name=volume_name,
             size=size,
@@ -233,32 +246,19 @@ class RbdDriver:
             parent=parent.name,
         )
 
+    def _parent(
+        self,
+        connection: ceph.Connection,
+        pool: ceph.Pool,
+        image_info: images.ImageInfo,
+    ) -> tuple[rbd_parents.Parent, rbd_parents.Judge]:
+        (location,) = image_info.locations
+        if isinstance(location, image_location.BaseLocation):
+            return self._store.parent(pool, location), self._store
+        found = self._parents.find(connection, pool, image_info)
+        return found, self._parents
+
     # Private
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[ceph.Connection, ceph.Pool]]:
-        """Give the connection and the pool; translate errors of the block."""
-        settings = self._settings
-        with (
-            self._translated(),
-            ceph.connected(settings.cluster) as connection,
-            connection.pool(settings.pool, settings.namespace) as pool,
-        ):
-            yield connection, pool
-
-    def _translated(self) -> contextlib.AbstractContextManager[None]:
-        return self._errors.translated()
-
-    @contextlib.contextmanager
-    def _guarded(self, connection: ceph.Connection) -> Iterator[None]:
-        """Translate errors of a handle that keeps a connection."""
-        with self._translated():
-            try:
-                with ceph.translated():
-                    yield
-            except ceph.CephError as error:
-                connection.lost |= error.lost
-                raise
 
     @contextlib.contextmanager
     def _image(
@@ -273,16 +273,6 @@ class RbdDriver:
                 raise self._not_found(volume_name) from error
             raise
 
-    def _is_there(self, pool: ceph.Pool, volume_name: str) -> bool:
-        return pool.has_name(volume_name) and not rbd_leases.is_taken(
-            pool, volume_name
-        )
-
-    def _check_there(self, pool: ceph.Pool, volume_name: str) -> None:
-        common.check_volume_name(volume_name)
-        if not self._is_there(pool, volume_name):
-            raise self._not_found(volume_name)
-
     def _told(self, volume_name: str, image: ceph.Image) -> base.VolumeInfo:
         size = image.size()
         return base.VolumeInfo(
@@ -291,13 +281,20 @@ class RbdDriver:
             allocated=ceph.allocated(image, size),
             format='raw',
             path=self._settings.qemu_path(volume_name),
-            parent=ceph.parent_name(image),
+            parent=self._parent_name(image),
         )
 
-    @_called
+    def _parent_name(self, image: ceph.Image) -> str | None:
+        pool = f'{self._settings.pool}/'
+        found = ceph.parent_name(image)
+        if found and found.startswith(pool):
+            name = found.removeprefix(pool).partition('@')[0]
+            return name if rbd_base_store.is_name(name) else found
+        return found
+
+    @rbd_context.called
     def _names(self) -> Sequence[str]:
-        with self._opened() as (connection, pool):
-            rbd_leases.sweep(pool, connection, rbd_undo.finish_or_undo)
+        with self._opened() as (_connection, pool):
             taken = rbd_leases.names(pool)
             return sorted(
                 name
@@ -305,8 +302,3 @@ class RbdDriver:
                 if name not in taken
                 and not name.startswith(base.RESERVED_PREFIX)
             )
-
-    def _not_found(self, volume_name: str) -> exception.RequestError:
-        return exception.RequestError.because(
-            Reason.VOLUME_NOT_FOUND, volume=volume_name, backend=self.backend
-        )

@@ -11,25 +11,21 @@ A row whose maker is dead is taken over: that client is shut out first, so
 that it does no harm should it only have slept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import enum
-import errno
-import functools
 import json
 import os
-import pathlib
-import socket
 import time
 from typing import Any, Self
 import uuid
 
 from oslo_log import log as logging
 
-from cinder_cow import refusal
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import native
+from cinder_cow.drivers.rbd_owner import Owner
 
 LOG = logging.getLogger(__name__)
 
@@ -44,59 +40,28 @@ class Work(enum.Enum):
     CLONE = 'clone'
     STREAM = 'stream'
     DELETE = 'delete'
+    BASE = 'base'
+    RETIRE = 'retire'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Owner:
-    """A process, so that others on its host can tell whether it lives.
+class Draft:
+    """How far a base is that is being made.
 
-    :param boot: which run of which kernel
-    :param pids: which namespace its number is of
-    :param started: when it was, in ticks since boot; see proc(5)
+    :param kept: bytes from the start that are written, so that the next
+        maker can go on behind them
+    :param left: its maker has given it up, for the next one to go on
+    :param told: when this was written down, in seconds since the epoch
+    :param volume: whose content it has, if it was linked
     """
 
-    host: str
-    pid: int
-    started: str
-    boot: str
-    pids: str
-
-    @classmethod
-    def me(cls) -> 'Owner':
-        return _owner(os.getpid())
-
-    @property
-    def is_dead_here(self) -> bool:
-        """Whether it ran here and has ended; False where nobody can tell."""
-        me = self.me()
-        if (self.boot, self.pids) != (me.boot, me.pids):
-            return False
-        return _started(self.pid) != self.started
-
-    def __str__(self) -> str:
-        return f'process {self.pid} on {refusal.printable(self.host)}'
-
-
-@functools.lru_cache(maxsize=1)
-def _owner(pid: int) -> Owner:
-    boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
-    return Owner(
-        host=socket.gethostname(),
-        pid=pid,
-        started=_started(pid),
-        boot=boot.read_text().strip(),
-        pids=os.readlink('/proc/self/ns/pid'),
-    )
-
-
-def _started(pid: int) -> str:
-    try:
-        stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
-    except OSError:
-        return ''
-    fields = stat.rpartition(')')[2].split()
-    # A zombie does nothing any more.
-    return '' if fields[0] == 'Z' else fields[19]
+    kept: int = 0
+    left: bool = False
+    told: float = 0
+    phase: str = ''
+    done: int = 0
+    total: int = 0
+    volume: str = ''
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +71,7 @@ class Lease:
     :param id: of this one attempt
     :param address: of its client, by which it can be shut out
     :param client: its number, with which the ids of its images begin
-    :param image: id of the image that is deleted
+    :param image: id of the image that is deleted, or is to be a base
     :param size: bytes it shall have
     :param since: seconds since the epoch, for people
     """
@@ -120,9 +85,12 @@ class Lease:
     image: str = ''
     size: int = 0
     since: float = 0
+    draft: Draft | None = None
 
     def packed(self) -> bytes:
         record = dataclasses.asdict(self) | {'work': self.work.value}
+        if self.draft is None:
+            del record['draft']
         return json.dumps(record).encode()
 
     @classmethod
@@ -135,7 +103,10 @@ class Lease:
             record: dict[str, Any] = json.loads(data)
             owner = Owner(**record.pop('owner'))
             work = Work(record.pop('work'))
-            return cls(work=work, owner=owner, **record)
+            draft = record.pop('draft', None)
+            if draft is not None:
+                draft = Draft(**draft)
+            return cls(work=work, owner=owner, draft=draft, **record)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(str(error)) from None
 
@@ -149,6 +120,21 @@ class Lease:
             image_id[:-length] == self.client[length - 14 :]
             for length in range(1, 9)
         )
+
+    @property
+    def kept(self) -> int:
+        """How much of a base the next maker can go on behind."""
+        return self.draft.kept if self.draft else 0
+
+    def changed(self, **changes: Any) -> Self:  # noqa: ANN401
+        """Return the row with another draft.
+
+        :param changes: fields of :class:`Draft`
+        """
+        draft = dataclasses.replace(
+            self.draft or Draft(), told=time.time(), **changes
+        )
+        return dataclasses.replace(self, draft=draft)
 
     def lock(self, renew: bool = False) -> ceph.Lock:
         return ceph.Lock(self.id, self.id, SECONDS, renew)
@@ -168,7 +154,8 @@ class TakenError(Exception):
         """Say what is done to it, and by whom."""
         if self.lease is None:
             return 'is being worked on by another release'
-        doing = 'deleted' if self.lease.work is Work.DELETE else 'made'
+        ends = self.lease.work in {Work.DELETE, Work.RETIRE}
+        doing = 'deleted' if ends else 'made'
         return f'is being {doing} by {self.lease.owner}'
 
 
@@ -203,19 +190,64 @@ class Holding:
         :raises LostError: it is not
         """
         if not _rows(self._pool).lock(self.lease.lock(renew=True)):
-            raise LostError(f'the lease on {self.lease.volume} was lost')
+            raise self._lost()
+
+    def write_down(self, lease: Lease) -> None:
+        """Change the row, which is written once more where it is unclear.
+
+        :raises LostError: another one has taken over
+        """
+        rows = _rows(self._pool)
+        wanted = lease.packed()
+        for _attempt in range(2):
+            if rows.put(lease.volume, wanted, was=self.lease.packed()):
+                self.lease = lease
+                return
+            self._read_again()
+        raise self._lost()
+
+    def leave(self) -> None:
+        """Let the row be, for the next maker to go on at once.
+
+        :raises LostError: another one has taken over
+        """
+        left = self.lease.changed(left=True)
+        if not _rows(self._pool).put(
+            left.volume,
+            left.packed(),
+            was=self.lease.packed(),
+            unlock=left.id,
+        ):
+            raise self._lost()
+        self.drop()
 
     def release(self) -> None:
         """Take the row away: what was made is published by it.
 
         :raises LostError: another one has taken over
         """
-        lease = self.lease
-        if not _rows(self._pool).remove(
-            lease.volume, lease.packed(), lease.id
-        ):
-            raise LostError(f'the lease on {lease.volume} was lost')
+        if not self._remove():
+            self._read_again()
+            if not self._remove():
+                raise self._lost()
         self.drop()
+
+    def _remove(self) -> bool:
+        lease = self.lease
+        return _rows(self._pool).remove(lease.volume, lease.packed(), lease.id)
+
+    def _read_again(self) -> None:
+        """Look what became of a change that timed out.
+
+        :raises LostError: another one has taken over
+        """
+        found = of(self._pool, self.lease.volume)
+        if found is None or found.id != self.lease.id:
+            raise self._lost()
+        self.lease = found
+
+    def _lost(self) -> LostError:
+        return LostError(f'the lease on {self.lease.volume} was lost')
 
     def drop(self) -> None:
         self._dropped = True
@@ -278,6 +310,105 @@ def take(
         return Holding(pool, lease)
 
 
+def take_from(
+    pool: ceph.Pool, connection: ceph.Connection, lease: Lease
+) -> Holding | None:
+    """Have a lease in the place of a dead one's, as the only one who gets it.
+
+    Both clients are to be shut out by who takes over next, until the first
+    one is.
+
+    :returns: None: it was released meanwhile, or another one was faster
+    """
+    ours = dataclasses.replace(
+        lease,
+        id=uuid.uuid4().hex,
+        owner=Owner.me(),
+        address=_both(connection.address, lease.address),
+    )
+    with _about_to_hold(ours):
+        if not _rows(pool).put(
+            lease.volume,
+            ours.packed(),
+            was=lease.packed(),
+            lock=ours.lock(),
+            unlock=lease.id,
+        ):
+            # Our probe may have come after its release.
+            _rows(pool).forget_lock(lease.id)
+            _held.discard(ours.id)
+            return None
+        return Holding(pool, ours)
+
+
+def _both(address: str, older: str) -> str:
+    parts = f'{address.strip("[]")},{older.strip("[]")}'.split(',')
+    return ','.join(dict.fromkeys(parts))
+
+
+def is_dead(pool: ceph.Pool, lease: Lease) -> bool:
+    """Tell whether a work will not be gone on with by who began it."""
+    known = _known_dead(lease)
+    if known is not None:
+        return known
+    # Only where it has ended can another one take it.
+    probe = ceph.Lock(lease.id, 'a sweep', 1)
+    return _rows(pool).lock(probe)
+
+
+def seems_dead(pool: ceph.Pool, lease: Lease) -> bool:
+    """Tell the same at this moment, changing nothing.
+
+    One that is only late may still renew its lock.
+    """
+    known = _known_dead(lease)
+    if known is not None:
+        return known
+    return not _rows(pool).is_locked(lease.id)
+
+
+def _known_dead(lease: Lease) -> bool | None:
+    """Tell whether a work is dead, where that takes no look at its lock."""
+    if lease.id in _held:
+        return False
+    if lease.draft and lease.draft.left:
+        return True
+    # One of ours that is not held was dropped: it could not be undone.
+    if lease.owner == Owner.me() or lease.owner.is_dead_here:
+        return True
+    return None
+
+
+def stray_locks(pool: ceph.Pool) -> list[str]:
+    """Name the locks that are of no row: a probe was late."""
+    rows = _rows(pool)
+    locks = rows.locks()
+    # A row and its lock come and go together.
+    held = {_id_of(row) for row in rows.all().values()}
+    there = set(rows.locks())
+    return [
+        lock
+        for lock in locks
+        if lock not in held and lock in there and not rows.is_locked(lock)
+    ]
+
+
+def forget_lock(pool: ceph.Pool, lock: str) -> None:
+    _rows(pool).forget_lock(lock)
+
+
+def _id_of(row: bytes) -> str:
+    try:
+        return str(json.loads(row)['id'])
+    except (ValueError, TypeError, KeyError):
+        return ''
+
+
+def all_of(pool: ceph.Pool) -> dict[str, bytes]:
+    """Read the rows, by volume."""
+    return _rows(pool).all()
+
+
 @contextlib.contextmanager
 def _about_to_hold(lease: Lease) -> Iterator[None]:
     _held.add(lease.id)
@@ -305,88 +436,5 @@ def is_taken(pool: ceph.Pool, volume: str) -> bool:
     return bool(_rows(pool).get(volume))
 
 
-def _is_dead(pool: ceph.Pool, lease: Lease) -> bool:
-    # One of ours that is not held was dropped: it could not be undone.
-    if lease.owner == Owner.me() or lease.owner.is_dead_here:
-        return True
-    # Only where it has ended can another one take it.
-    probe = ceph.Lock(lease.id, 'a sweep', 1)
-    return _rows(pool).lock(probe)
-
-
-def _take_over(
-    pool: ceph.Pool, connection: ceph.Connection, lease: Lease
-) -> Holding | None:
-    """Have a lease in the place of a dead one's, as the only one who gets it.
-
-    :returns: None: it was released meanwhile, or another one was faster
-    """
-    ours = dataclasses.replace(
-        lease,
-        id=uuid.uuid4().hex,
-        owner=Owner.me(),
-        address=connection.address,
-    )
-    with _about_to_hold(ours):
-        if not _rows(pool).put(
-            lease.volume,
-            ours.packed(),
-            was=lease.packed(),
-            lock=ours.lock(),
-            unlock=lease.id,
-        ):
-            # Our probe may have come after its release.
-            _rows(pool).forget_lock(lease.id)
-            _held.discard(ours.id)
-            return None
-        return Holding(pool, ours)
-
-
 def _rows(pool: ceph.Pool) -> ceph.Rows:
     return pool.rows(OBJECT)
-
-
-Clean = Callable[[ceph.Pool, Lease], None]
-
-
-def sweep(pool: ceph.Pool, connection: ceph.Connection, clean: Clean) -> None:
-    """Finish or undo what dead makers left; what fails stays for the next.
-
-    :raises CephError: the cluster does not answer
-    """
-    for volume, row in _rows(pool).all().items():
-        try:
-            lease = Lease.unpacked(row)
-        except ValueError as error:
-            LOG.warning('The lease on %s is unknown: %s', volume, error)
-            continue
-        if lease.id in _held or not _is_dead(pool, lease):
-            continue
-        try:
-            _end(pool, connection, lease, clean)
-        except ceph.CephError as error:
-            if error.errno == errno.ETIMEDOUT or error.lost:
-                raise
-            LOG.warning('Volume %s: %s', volume, error)
-
-
-def _end(
-    pool: ceph.Pool,
-    connection: ceph.Connection,
-    lease: Lease,
-    clean: Clean,
-) -> None:
-    """Clean up behind a maker, whose client is shut out before."""
-    holding = _take_over(pool, connection, lease)
-    if holding is None:
-        return
-    with holding:
-        if lease.address != connection.address:
-            connection.shut_out(lease.address)
-        clean(pool, lease)
-        holding.release()
-        LOG.warning(
-            'Removed what was left half-made by %s: volume %s',
-            lease.owner,
-            lease.volume,
-        )

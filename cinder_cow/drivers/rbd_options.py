@@ -102,6 +102,7 @@ class RbdSettings:
     """What the options of an RBD back end say.
 
     :param order: an object of a new volume has 2 ** order bytes
+    :param keep: seconds for which half a base is kept, to go on with
     """
 
     cluster: ceph.Cluster
@@ -110,6 +111,7 @@ class RbdSettings:
     namespace: str = ''
     data_pool: str = ''
     order: int = 22
+    keep: float = 24 * 3600
 
     @classmethod
     def read(cls, options: opts.BackendOptions) -> Self:
@@ -134,6 +136,7 @@ class RbdSettings:
             namespace=get('cow_rbd_namespace'),
             data_pool=get('cow_rbd_data_pool') or '',
             order=chunk.bit_length() - 1,
+            keep=get('cow_scratch_keep_hours') * 3600,
         )
 
     @property
@@ -160,9 +163,17 @@ class RbdSettings:
             options += f':conf={self.cluster.conf}'
         return f'rbd:{place}/{name}{options}'
 
+    def own_node(
+        self, name: str, snapshot: str = ''
+    ) -> contextlib.AbstractContextManager[qemu_img.QemuNode]:
+        """Give an image of the pool, or a snapshot, as a block node."""
+        return self.qemu_node(self.pool, self.namespace, name, snapshot)
+
     @contextlib.contextmanager
-    def qemu_node(self, name: str) -> Iterator[qemu_img.QemuNode]:
-        """Give an image of the pool as a block node of QEMU.
+    def qemu_node(
+        self, pool: str, namespace: str, name: str, snapshot: str
+    ) -> Iterator[qemu_img.QemuNode]:
+        """Give an image, or a snapshot of it, as a block node of QEMU.
 
         Of a configuration with our time limits, which QEMU has no options
         for: else a conversion waits for good where the cluster does.
@@ -172,9 +183,10 @@ class RbdSettings:
             conf.flush()
             options = {
                 'driver': 'rbd',
-                'pool': self.pool,
+                'pool': pool,
                 'image': name,
-                'namespace': self.namespace,
+                'namespace': namespace,
+                'snapshot': snapshot,
                 'user': self.cluster.user,
                 'conf': f'/dev/fd/{conf.fileno()}',
             }

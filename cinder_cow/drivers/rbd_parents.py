@@ -13,7 +13,7 @@ import errno
 import json
 import shlex
 import time
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from cinder_cow import exception
 from cinder_cow import formats
@@ -33,6 +33,11 @@ _MOST = 1000
 _UNCLEAR = {errno.ENOENT, errno.EINVAL}
 
 
+def verdicts(pool: ceph.Pool) -> ceph.Rows:
+    """Return what is remembered of images that were judged."""
+    return pool.rows(_VERDICTS)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trust:
     """Which locations are believed; see OSSN-0065 and OSSN-0090.
@@ -49,33 +54,47 @@ class Trust:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parent:
-    """A snapshot that can be cloned.
+    """A snapshot that can be cloned: of an image, or a base.
 
     :param identity: as the header of a clone tells it
     :param size: bytes
+    :param content_size: bytes of what is in it, which may be less
     """
 
-    location: image_location.RbdLocation
+    location: image_location.Location
+    pool: str
+    image: str
+    snapshot: str
     identity: str
     size: int
+    content_size: int
+    namespace: str = ''
 
     @property
     def name(self) -> str:
-        return f'{self.pool}/{self.location.image}@{self.snapshot}'
+        """The name of a base, or where an image is; for people."""
+        if isinstance(self.location, image_location.BaseLocation):
+            return self.image
+        return f'{self.pool}/{self.image}@{self.snapshot}'
 
     def is_of(self, child: ceph.Header) -> bool:
         """Whether a new clone is of this one, not of one that came later."""
         return child.parent() == self.identity and child.size() == self.size
 
-    @property
-    def pool(self) -> str:
-        assert self.location.pool
-        return self.location.pool
 
-    @property
-    def snapshot(self) -> str:
-        assert self.location.snapshot
-        return self.location.snapshot
+class Judge(Protocol):
+    """Tells what became of a parent while it was cloned."""
+
+    def refused(
+        self, pool: ceph.Pool, parent: Parent, error: ceph.CephError
+    ) -> Exception:
+        """Say why it could not be cloned.
+
+        :returns: the error itself, where that says it
+        """
+
+    def replaced(self, parent: Parent) -> exception.BackendError:
+        """Say that what was judged is another image by now."""
 
 
 # A location, and what an image's record says that it is.
@@ -145,8 +164,16 @@ class Parents:
             size = snapshot.size()
             new_verdict = self._judged(pool, image, identity, snapshot)
         if new_verdict:
-            pool.rows(_VERDICTS).put(new_verdict, _GOOD)
-        return Parent(location, identity, size)
+            verdicts(pool).put(new_verdict, _GOOD)
+        return Parent(
+            location,
+            location.pool,
+            location.image,
+            location.snapshot,
+            identity,
+            size,
+            content_size=size,
+        )
 
     @contextlib.contextmanager
     def opened(
@@ -166,10 +193,17 @@ class Parents:
             ):
                 yield snapshot
         except ceph.CephError as error:
-            raise self.refused(connection, location, error) from None
+            raise self._refused(connection, location, error) from None
+
+    # What judges a clone's parent
+
+    def refused(
+        self, pool: ceph.Pool, parent: Parent, error: ceph.CephError
+    ) -> Exception:
+        assert isinstance(parent.location, image_location.RbdLocation)
+        return self._refused(pool.connection, parent.location, error)
 
     def replaced(self, parent: Parent) -> exception.BackendError:
-        """Say that what was judged is another image by now."""
         self._found.clear()
         return self._no(
             Reason.LOCATION_NOT_FOUND, location=str(parent.location)
@@ -257,7 +291,7 @@ class Parents:
         """
         hash_ = f'{image.os_hash_algo}:{image.os_hash_value}'
         verdict = json.dumps([made, image.disk_format, hash_])
-        if pool.rows(_VERDICTS).get(verdict):
+        if verdicts(pool).get(verdict):
             return ''
         if not snapshot.size():
             raise self._no(Reason.EMPTY_IMAGE, image=image.label)
@@ -267,7 +301,7 @@ class Parents:
             raise exception.BackendError(refusal)
         return verdict
 
-    def refused(
+    def _refused(
         self,
         connection: ceph.Connection,
         location: image_location.RbdLocation,

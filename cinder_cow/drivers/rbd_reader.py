@@ -7,6 +7,7 @@ import contextlib
 from oslo_utils import units
 
 from cinder_cow import exception
+from cinder_cow import qemu_img
 from cinder_cow import sparse
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import common
@@ -15,15 +16,15 @@ from cinder_cow.refusal import Reason
 
 # The extents of so many bytes are in memory at once: 20 MiB at most.
 _WINDOW = units.Ti
+_Node = qemu_img.QemuNode
 
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-class Reader(common.ReaderMixin):
+class _Reader(common.ReaderMixin):
     """Reads an open image; see the contract in :mod:`.base`.
 
     :param opened: holds what is open; closing it closes the image
-    :param is_imported: whether it, or what it was cloned from, is imported
     :param state: tells a number that changes when a client takes or gives up
         the lock to write; None: nobody can. An image without the feature
         exclusive-lock has no such lock: one who writes to it and has closed
@@ -35,13 +36,11 @@ class Reader(common.ReaderMixin):
         image: ceph.Image,
         guard: Guard,
         opened: contextlib.ExitStack,
-        is_imported: Callable[[], bool],
         state: Callable[[], int] | None = None,
     ) -> None:
         self._image = image
         self._guard = guard
         self._opened = opened
-        self._is_imported = is_imported
         self._state = state
         self.size = image.size()
         self._was = self._state_now()
@@ -61,8 +60,6 @@ class Reader(common.ReaderMixin):
     def _extents(self, start: int, length: int) -> list[sparse.Extent]:
         """Tell data and holes of a part, by what is stored of it."""
         with self._guard():
-            if self._is_imported():
-                return [sparse.Extent(start, length, hole=False)]
             stored = ceph.stored(self._image, start, length)
         found: list[sparse.Extent] = []
         end = start
@@ -102,3 +99,48 @@ class Reader(common.ReaderMixin):
         if not self._state:
             return ''
         return ', '.join(ceph.watchers(self._image))
+
+
+class Reader(_Reader):
+    """Reads an image that qemu-img can read as well.
+
+    :param node: makes what qemu-img opens, as long as ``opened`` is
+    """
+
+    def __init__(
+        self,
+        image: ceph.Image,
+        guard: Guard,
+        opened: contextlib.ExitStack,
+        state: Callable[[], int] | None,
+        node: Callable[[], contextlib.AbstractContextManager[_Node]],
+    ) -> None:
+        super().__init__(image, guard, opened, state)
+        self._make_node = node
+        self._node: _Node | None = None
+
+    @native.threaded
+    def qemu_source(self) -> qemu_img.QemuNode:
+        if self._node is None:
+            with self._guard():
+                self._node = self._opened.enter_context(self._make_node())
+        return self._node
+
+
+class ImportedReader(_Reader):
+    """Reads an image that is being imported, or is a clone of one.
+
+    Whoever asks librbd what is stored of it is ended, qemu-img too.
+    """
+
+    def _extents(self, start: int, length: int) -> list[sparse.Extent]:
+        return [sparse.Extent(start, length, hole=False)]
+
+
+def pieces(
+    image: ceph.Image, guard: Guard, length: int
+) -> Iterator[bytes | int]:
+    """Read the first bytes of an open image of ours, in order."""
+    reader = _Reader(image, guard, contextlib.ExitStack())
+    extents = sparse.between(reader.extents(), 0, length)
+    return sparse.pieces(extents, reader.read)

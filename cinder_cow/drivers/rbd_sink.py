@@ -3,18 +3,33 @@
 
 from collections.abc import Callable
 import contextlib
+from typing import Generic, Protocol, TypeVar
 
 from cinder_cow import qemu_img
 from cinder_cow.drivers import base
 from cinder_cow.drivers import common
 from cinder_cow.drivers import native
 from cinder_cow.drivers import rbd_works
+from cinder_cow.drivers import rbd_writer
 
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 
 
-class Sink(common.SinkMixin):
-    """A volume that is written; see the contract in :mod:`.base`.
+class Stream(Protocol):
+    """What is written."""
+
+    @property
+    def writer(self) -> rbd_writer.ImageWriter: ...
+
+    def undo(self) -> None:
+        """Leave nothing of it."""
+
+
+_Stream = TypeVar('_Stream', bound=Stream)
+
+
+class StreamSink(common.SinkMixin, Generic[_Stream]):
+    """What volumes and bases have in common.
 
     :param node: what qemu-img writes to instead
     :param guard: translates errors
@@ -25,7 +40,7 @@ class Sink(common.SinkMixin):
 
     def __init__(
         self,
-        stream: rbd_works.Stream,
+        stream: _Stream,
         node: qemu_img.QemuNode,
         guard: Guard,
         held: contextlib.ExitStack,
@@ -50,26 +65,19 @@ class Sink(common.SinkMixin):
         self._run(self._stream.writer.flush)
 
     @native.threaded
-    def close(self) -> None:
-        if self._finished:
-            return
-        self._run(self._stream.writer.flush)
-        with self._guard():
-            self._stream.publish()
-        self._end()
-
-    @native.threaded
     def abort(self) -> None:
-        if self._finished:
-            return
-        try:
-            with self._guard():
-                self._stream.undo()
-        finally:
-            self._end()
+        if not self._finished:
+            self._give_up(self._stream.undo)
 
     def qemu_target(self) -> qemu_img.QemuNode:
         return self._node
+
+    def _give_up(self, work: Callable[[], None]) -> None:
+        try:
+            with self._guard():
+                work()
+        finally:
+            self._end()
 
     def _end(self) -> None:
         self._finished = True
@@ -90,3 +98,16 @@ class Sink(common.SinkMixin):
         except Exception as error:
             self._failed = error
             raise
+
+
+class Sink(StreamSink[rbd_works.Stream]):
+    """A volume that is written; see the contract in :mod:`.base`."""
+
+    @native.threaded
+    def close(self) -> None:
+        if self._finished:
+            return
+        self._run(self._stream.writer.flush)
+        with self._guard():
+            self._stream.publish()
+        self._end()

@@ -8,6 +8,7 @@ of another image by now.
 """
 
 import errno
+import itertools
 import time
 
 from cinder_cow.drivers import base
@@ -17,12 +18,18 @@ from cinder_cow.drivers import rbd_leases
 _PARTIAL = f'{base.RESERVED_PREFIX}partial.'
 # A client that has just closed an image may be its watcher for a moment.
 _BUSY_SECONDS = 5
+_ATTEMPTS = 3
 _PAUSE = 0.2
 
 
 def partial_name(volume_name: str) -> str:
     """Name what a volume is until it is published."""
     return _PARTIAL + volume_name
+
+
+def volume_of_partial(name: str) -> str:
+    """Tell the volume that an image was to be; '' where it is no partial."""
+    return name.removeprefix(_PARTIAL) if name.startswith(_PARTIAL) else ''
 
 
 def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
@@ -115,13 +122,17 @@ def remove(pool: ceph.Pool, name: str) -> None:
 
 def _remove_image(pool: ceph.Pool, name: str) -> None:
     deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
+    for attempt in itertools.count(1):
         try:
             pool.remove(name)
         except ceph.CephError as error:
             if error.errno == errno.ENOENT:
                 return
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+            if error.errno != errno.EBUSY:
+                raise
+            # One attempt may take as long: it asks a dead client for its
+            # lock.
+            if attempt >= _ATTEMPTS and time.monotonic() > deadline:
                 raise
             image_id = pool.find(name).id or pool.half_removed(name)
             if image_id and _is_haunted(pool, name, image_id):
@@ -136,14 +147,14 @@ def _is_haunted(pool: ceph.Pool, name: str, image_id: str) -> bool:
     """Whether only clients that are shut out have an image open.
 
     The OSD keeps a watch for good whose client was killed a moment after
-    asking for it, and librbd removes nothing that is watched. A partial is
-    open to nobody but us and qemu-img: of one that was killed, too.
+    asking for it, and librbd removes nothing that is watched. What is ours
+    is open to nobody but us and qemu-img: of one that was killed, too.
     """
     connection = pool.connection
     with pool.image_of(image_id) as image:
         found = set(ceph.watchers(image))
     ghosts = found & connection.shut_out_clients()
-    if name.startswith(_PARTIAL):
+    if name.startswith(base.RESERVED_PREFIX):
         for one in found - ghosts:
             if one not in connection.address:
                 connection.shut_out(one)

@@ -16,9 +16,11 @@ from oslo_log import log as logging
 from cinder_cow import exception
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import common
+from cinder_cow.drivers import rbd_cleanup
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
+from cinder_cow.drivers import rbd_sweep
 from cinder_cow.drivers import rbd_undo
 from cinder_cow.drivers import rbd_writer
 from cinder_cow.drivers.rbd_leases import Work
@@ -27,7 +29,7 @@ from cinder_cow.refusal import Reason
 LOG = logging.getLogger(__name__)
 
 # How many snapshots, children and clients are named.
-_NAMED = 20
+NAMED = 20
 
 
 class Works:
@@ -36,70 +38,67 @@ class Works:
     def __init__(
         self,
         settings: rbd_options.RbdSettings,
-        parents: rbd_parents.Parents,
     ) -> None:
-        self._options = settings.image_options()
+        self.image_options = settings.image_options()
         self._order = settings.order
-        self._parents = parents
 
     def clone(
         self,
-        connection: ceph.Connection,
         pool: ceph.Pool,
         parent: rbd_parents.Parent,
+        judge: rbd_parents.Judge,
         volume_name: str,
         size: int,
     ) -> None:
         """Make a clone of that size; where it fails, leave nothing of it.
 
+        :param judge: who judged the parent
+
         :raises RequestError: INVALID_NAME, VOLUME_EXISTS
         :raises BackendError: the parent is gone, or another one
         """
         with _begun(
-            connection,
+            pool.connection,
             pool,
             volume_name,
             Work.CLONE,
             size=size,
         ) as holding:
-            self._clone(connection, pool, parent, holding)
+            self._clone(pool, parent, judge, holding)
             undo = functools.partial(rbd_undo.undo_volume, pool, holding.lease)
-            with _undone(holding, undo):
+            with undone(holding, undo):
                 header = pool.header(pool.id_of(volume_name))
                 if not parent.is_of(header):
-                    raise self._parents.replaced(parent)
-                if size > parent.size and not header.grow(size):
-                    with pool.image(volume_name, write=True) as image:
-                        image.resize(size)
+                    raise judge.replaced(parent)
+                _resize(pool, header, volume_name, parent.size, size)
             holding.release()
 
     def _clone(
         self,
-        connection: ceph.Connection,
         pool: ceph.Pool,
         parent: rbd_parents.Parent,
+        judge: rbd_parents.Judge,
         holding: rbd_leases.Holding,
     ) -> None:
         lease = holding.lease
         undo = functools.partial(rbd_undo.undo_volume, pool, lease)
-        with connection.pool(parent.pool) as pool_of_image:
+        place = parent.pool, parent.namespace
+        with pool.connection.pool(*place) as pool_of_image:
             try:
                 pool.clone(
                     pool_of_image,
-                    parent.location.image,
+                    parent.image,
                     parent.snapshot,
                     lease.volume,
-                    **self._options,
+                    **self.image_options,
                 )
             except ceph.CephError as error:
                 if error.errno == errno.EEXIST:
                     # Another tool was faster: nothing of this is ours.
                     holding.release()
                     raise _exists(lease.volume, 'exists already') from error
-                with _undone(holding, undo):
-                    raise self._parents.refused(
-                        connection, parent.location, error
-                    ) from error
+                with undone(holding, undo):
+                    raise judge.refused(pool, parent, error) from error
 
     def stream(
         self,
@@ -115,14 +114,15 @@ class Works:
         partial = rbd_undo.partial_name(volume_name)
         holding = _begun(connection, pool, volume_name, Work.STREAM, size=size)
         undo = functools.partial(rbd_undo.undo_stream, pool, volume_name, '')
-        with _undone(holding, undo), contextlib.ExitStack() as opened:
-            self._create(pool, partial, size)
+        with undone(holding, undo), contextlib.ExitStack() as opened:
+            self.create(pool, partial, size)
             image = opened.enter_context(pool.image(partial, write=True))
             return Stream(pool, holding, image, opened.pop_all())
 
-    def _create(self, pool: ceph.Pool, name: str, size: int) -> None:
+    def create(self, pool: ceph.Pool, name: str, size: int) -> None:
+        """Make an image under a name of ours, in the place of what is left."""
         create = functools.partial(
-            pool.create, name, size, self._order, **self._options
+            pool.create, name, size, self._order, **self.image_options
         )
         try:
             create()
@@ -147,7 +147,7 @@ class Works:
         """
         if pool.find(volume_name) != entry:
             # Its deletion was begun, over a connection that was lost.
-            rbd_leases.sweep(pool, connection, rbd_undo.finish_or_undo)
+            rbd_sweep.sweep(pool, connection, rbd_cleanup.finish_or_undo)
             return
         with _taken(
             connection, pool, volume_name, Work.DELETE, image=entry.id
@@ -216,6 +216,16 @@ class Stream:
             holding.release()
 
 
+def _resize(
+    pool: ceph.Pool, header: ceph.Header, name: str, was: int, size: int
+) -> None:
+    """Give a new clone its size, without opening it where that can be."""
+    if size == was or (size > was and header.grow(size)):
+        return
+    with pool.image(name, write=True) as image:
+        image.resize(size)
+
+
 def _begun(
     connection: ceph.Connection,
     pool: ceph.Pool,
@@ -228,7 +238,7 @@ def _begun(
     :raises RequestError: INVALID_NAME, VOLUME_EXISTS
     """
     holding = _taken(connection, pool, volume_name, work, **facts)
-    with _undone(holding):
+    with undone(holding):
         entry = pool.find(volume_name)
         if entry:
             state = 'already' if entry.whole else 'half, in Ceph'
@@ -252,7 +262,7 @@ def _taken(
         return take()
     except rbd_leases.TakenError:
         # Perhaps by one who is dead.
-        rbd_leases.sweep(pool, connection, rbd_undo.finish_or_undo)
+        rbd_sweep.sweep(pool, connection, rbd_cleanup.finish_or_undo)
     try:
         return take()
     except rbd_leases.TakenError as error:
@@ -260,7 +270,7 @@ def _taken(
 
 
 @contextlib.contextmanager
-def _undone(
+def undone(
     holding: rbd_leases.Holding, undo: Callable[[], None] | None = None
 ) -> Iterator[None]:
     """Undo where the block fails; what fails then becomes a note."""
@@ -298,7 +308,7 @@ def _clients(pool: ceph.Pool, volume_name: str) -> str:
         pool.image(volume_name) as image,
     ):
         found = ceph.watchers(image)
-    return _listed(found) or 'a client that is gone by now'
+    return listed(found) or 'a client that is gone by now'
 
 
 def _check_childless(pool: ceph.Pool, volume_name: str) -> None:
@@ -311,7 +321,7 @@ def _check_childless(pool: ceph.Pool, volume_name: str) -> None:
             snapshots = ceph.snapshots(image)
             if not snapshots:
                 return
-            children = ceph.children(image, _NAMED)
+            children = ceph.children(image, NAMED)
     except ceph.CephError as error:
         if error.errno == errno.ENOENT:
             return  # half of an image has none
@@ -319,14 +329,14 @@ def _check_childless(pool: ceph.Pool, volume_name: str) -> None:
     raise exception.RequestError.because(
         Reason.VOLUME_HAS_SNAPSHOTS,
         volume=volume_name,
-        snapshots=_listed(snapshots),
-        children=_listed(children) or 'nothing',
+        snapshots=listed(snapshots),
+        children=listed(children) or 'nothing',
     )
 
 
-def _listed(names: list[str]) -> str:
-    more = ' and more' if names[_NAMED:] else ''
-    return ', '.join(names[:_NAMED]) + more
+def listed(names: list[str]) -> str:
+    more = ' and more' if names[NAMED:] else ''
+    return ', '.join(names[:NAMED]) + more
 
 
 def _exists(volume_name: str, state: str) -> exception.RequestError:

@@ -22,19 +22,40 @@ DEPTH = 8
 
 
 class ImageWriter:
-    """Appends to an image that reads as zeros.
+    """Appends to an image that reads as zeros from there on.
 
-    :param size: bytes that may come
+    :param size: bytes of the image
+    :param start: where the first write goes
     """
 
-    def __init__(self, image: ceph.Image, size: int) -> None:
+    def __init__(self, image: ceph.Image, size: int, start: int = 0) -> None:
         self._image = image
         self._size = size
-        self._end = 0
+        self._end = start
         # What is gathered lies in front of the end.
         self._gathered = bytearray()
         self._pending: collections.deque[Any] = collections.deque()
         self._locked = False
+        self._failed_at: int | None = None
+
+    @property
+    def end(self) -> int:
+        """Where the next write goes."""
+        return self._end
+
+    @property
+    def has_written(self) -> bool:
+        """Whether it has had the image's lock."""
+        return self._locked
+
+    @property
+    def acknowledged(self) -> int:
+        """Up to where all is written for good, of what came."""
+        if self._failed_at is not None:
+            return self._failed_at
+        if self._pending:
+            return int(self._pending[0][2])
+        return self._end - len(self._gathered)
 
     def write(self, data: base.Data) -> None:
         view = memoryview(data)
@@ -64,6 +85,7 @@ class ImageWriter:
 
     def drop(self) -> None:
         """Wait until nothing is under way, whatever became of it."""
+        self._end -= len(self._gathered)
         self._gathered.clear()
         while self._pending:
             with contextlib.suppress(ceph.CephError), ceph.translated():
@@ -82,10 +104,13 @@ class ImageWriter:
     def _send(self, data: bytes) -> None:
         if len(self._pending) >= DEPTH:
             self._wait()
+        # What is done is known to be: the next maker can go on behind it.
+        while self._pending and self._pending[0][0].is_complete():
+            self._wait()
         offset = self._end - len(data)
         completion = self._image.aio_write(data, offset, _nothing)
         # librbd writes from our memory: it must stay as long.
-        self._pending.append((completion, data))
+        self._pending.append((completion, data, offset))
         if not self._locked:
             # It takes the image's lock. Where that cannot be had, all that
             # were sent would wait for it in turn, for a time-out each.
@@ -93,10 +118,12 @@ class ImageWriter:
             self._locked = True
 
     def _wait(self) -> None:
-        completion, _data = self._pending.popleft()
+        completion, _data, offset = self._pending.popleft()
         completion.wait_for_complete_and_cb()
         status = completion.get_return_value()
         if status < 0:
+            if self._failed_at is None:
+                self._failed_at = offset
             raise ceph.CephError(-status, f'a write failed, error {-status}')
 
 

@@ -125,7 +125,8 @@ class FaultCase(test_rbd.RbdTestCase):
         return error
 
     def names(self):
-        """List the volumes, which is the next command: it sweeps."""
+        """Do as the next command does: sweep, and list the volumes."""
+        self.driver.sweep()
         return [volume.name for volume in self.driver.list()]
 
     def left(self, *expected):

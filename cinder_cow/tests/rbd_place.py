@@ -4,7 +4,7 @@
 librbd's own calls do not tell: they hide an image that is half made.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 import contextlib
 import struct
 import time
@@ -20,7 +20,7 @@ with contextlib.suppress(ImportError):  # without them, tests are skipped
 _OURS = {'cow_leases', 'cow_verdicts'}
 _LIBRBDS = {'rbd_directory', 'rbd_info', 'rbd_children', 'rbd_trash'}
 # Of an image, with its id behind.
-_KINDS = ('rbd_header.', 'rbd_data.', 'rbd_object_map.')
+_KINDS = ('rbd_header.', 'rbd_data.', 'rbd_object_map.', 'cow_manifest.')
 # Rows that are read at once; an OSD gives 1024 at most.
 _ROWS = 1000
 
@@ -39,7 +39,8 @@ def left(
 ) -> list[str]:
     """Tell what is in a pool that belongs to no volume that is expected.
 
-    :param expected: names of the volumes, which must be whole and free
+    :param expected: names of the volumes and bases, which must be whole and
+        free
     """
     with cluster.connect() as client, client.open_ioctx(pool) as ioctx:
         return list(_left(client, ioctx, set(expected)))
@@ -81,8 +82,11 @@ def _left(
         if why := _stray(one, whole):
             yield f'{one}: {why}'
     yield from _of_children(client, ioctx, whole)
+    dump = ceph_client.run_command(
+        client.mon_command, prefix='osd dump', format='json'
+    )
     for name in expected & set(ids):
-        yield from _of_image(ioctx, name)
+        yield from _of_image(ioctx, name, dump['blocklist'])
     yield from (f'trash: {row}' for row in _omap(ioctx, 'rbd_trash'))
     yield from (f'a lease on {row}' for row in _omap(ioctx, 'cow_leases'))
     yield from _locks(ioctx, 'cow_leases')
@@ -132,8 +136,12 @@ def _of_children(
     """Compare what clones say of their parents with what those say."""
     pool = ioctx.get_pool_id()
     registered: dict[str, set[str]] = {}
-    # The keys have zeros in them, at which rados cuts them off.
-    for _key, value in _rows(ioctx, 'rbd_children'):
+    # The keys have zeros in them, at which rados cuts them off; of a pool
+    # with a number over 127 it fails to decode them.
+    rows: list[tuple[str, bytes]] = []
+    with contextlib.suppress(UnicodeDecodeError):
+        rows = _rows(ioctx, 'rbd_children')
+    for _key, value in rows:
         for child in _texts(value):
             registered.setdefault(child, set()).add('rbd_children')
     for name in client.list_pools():
@@ -145,7 +153,10 @@ def _of_children(
     for child, name in whole.items():
         with rbd.Image(ioctx, name, read_only=True) as image:
             has_parent = _has_parent(image)
-        if has_parent != (child in registered):
+            is_registered = child in registered or (
+                has_parent and _is_registered(client, ioctx, image)
+            )
+        if has_parent != is_registered:
             yield f'{name} has a parent: {has_parent}, which knows otherwise'
 
 
@@ -179,10 +190,36 @@ def _has_parent(image: 'rbd.Image') -> bool:
     return True
 
 
-def _of_image(ioctx: 'rados.Ioctx', name: str) -> Iterator[str]:
+def _is_registered(
+    client: 'rados.Rados', ioctx: 'rados.Ioctx', image: 'rbd.Image'
+) -> bool:
+    """Whether the parent of a clone of version 1 knows of it."""
+    place, parent_id = image.get_parent_image_spec(), image.parent_id()
+    with (
+        client.open_ioctx(place['pool_name']) as other,
+        rbd.Image(other, image_id=parent_id, read_only=True) as parent,
+    ):
+        key = parent_id.encode()
+        data = struct.pack('<qI', other.get_pool_id(), len(key)) + key
+        data += struct.pack('<Q', parent.snap_get_id(place['snap_name']))
+    try:
+        _status, answer = ioctx.execute(
+            'rbd_children', 'rbd', 'get_children', data
+        )
+    except rados.ObjectNotFound:
+        return False
+    return image.id() in set(_texts(answer))
+
+
+def _of_image(
+    ioctx: 'rados.Ioctx', name: str, shut_out: Container[str]
+) -> Iterator[str]:
     with rbd.Image(ioctx, name, read_only=True) as image:
         for watcher in image.watchers_list():
-            yield f'{name} is watched by {watcher["addr"]}'
+            # Of one that was killed as it began to watch, the OSD keeps that
+            # for good: it hinders nothing but librbd's own removal.
+            if watcher['addr'] not in shut_out:
+                yield f'{name} is watched by {watcher["addr"]}'
         header = f'rbd_header.{image.id()}'
     yield from _locks(ioctx, header)
 

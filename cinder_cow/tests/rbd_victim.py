@@ -8,22 +8,15 @@ of librados or librbd that changes something; see ``STEPS``.
 
 from collections.abc import Callable, Iterator
 import contextlib
-import ctypes
 import dataclasses
 import functools
 import inspect
-import itertools
-import json
 import os
-import pathlib
-import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
-from typing import Any, Self
+from typing import Any
 
 from oslo_utils import units
 
@@ -32,17 +25,22 @@ from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import qemu_img
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd
+from cinder_cow.drivers import rbd_base_sink
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
+from cinder_cow.drivers import rbd_owner
 from cinder_cow.drivers import rbd_parents
+from cinder_cow.tests import forks
 
 # What changes something, by its name; all else only looks.
 STEPS = frozenset({
     'put', 'remove', 'lock', 'forget_lock', 'create', 'clone', 'rename',
     'remove_name', 'unlist', 'remove_object', 'resize', 'aio_write', 'flush',
-    'shut_out', 'open', 'close',
+    'shut_out', 'open', 'close', 'create_snap', 'protect_snap',
+    'unprotect_snap', 'remove_snap', 'set_metadata',
 })  # fmt: skip
 LIMIT = 60
 _PR_SET_PDEATHSIG = 1
@@ -55,8 +53,8 @@ PIECE = 4 * units.Mi
 class Order:
     """What a victim does, and how it ends.
 
-    :param work: clone, stream, qcow2 or delete
-    :param location: of the image that is cloned
+    :param work: clone, stream, qcow2 or delete; base, link or retire
+    :param location: of the image that is cloned; the volume that is linked
     :param file: the image that qemu-img reads
     :param size: bytes of the volume
     :param step: the number of the step before which it is signalled; -1: it
@@ -64,6 +62,7 @@ class Order:
     :param during: the name of a step in which it is, after ``delay`` seconds
     :param abroad: it looks as if it ran on another host
     :param seconds: of its leases
+    :param slow: time passes between the pieces of a base
     """
 
     conf: str
@@ -80,115 +79,13 @@ class Order:
     abroad: bool = False
     seconds: int = 3
     user: str = 'admin'
+    slow: bool = False
     number: int = -1
 
 
-class Victim:
-    """A process that was ordered; see ``Victims.order``."""
-
-    def __init__(self, number: int, pid: int) -> None:
-        self.number = number
-        self.pid = pid
-        self._descriptor = os.pidfd_open(pid)
-        self.told: dict[str, Any] = {}
-
-    def send(self, number: int) -> None:
-        signal.pidfd_send_signal(self._descriptor, number)
-
-    def wait(self, seconds: float = LIMIT) -> None:
-        """Wait for its end.
-
-        :raises TimeoutError: it goes on
-        """
-        if not select.select([self._descriptor], [], [], seconds)[0]:
-            raise TimeoutError(f'victim {self.number} goes on')
-
-    def wait_stopped(self, seconds: float = LIMIT) -> bool:
-        """Wait until it has got SIGSTOP; False: it has ended."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if select.select([self._descriptor], [], [], 0)[0]:
-                return False
-            stat = pathlib.Path(f'/proc/{self.pid}/stat')
-            with contextlib.suppress(OSError):
-                if stat.read_text().rpartition(')')[2].split()[0] == 'T':
-                    return True
-            time.sleep(0.002)
-        raise TimeoutError(f'victim {self.number} goes on')
-
-    def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.send(signal.SIGKILL)
-        os.close(self._descriptor)
-
-
-class Victims:
-    """Where victims come from; a context manager."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # What victims log is no fault, and would hide those of tests.
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
-            text=True,
-        )
-        self._numbers = itertools.count()
-        self._victims: dict[int, Victim] = {}
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def order(self, order: Order) -> Victim:
-        order.number = next(self._numbers)
-        assert self._process.stdin
-        line = json.dumps(dataclasses.asdict(order))
-        self._process.stdin.write(f'{line}\n')
-        self._process.stdin.flush()
-        with self._changed:
-            assert self._changed.wait_for(
-                lambda: order.number in self._victims, LIMIT
-            )
-            return self._victims[order.number]
-
-    def told(self, victim: Victim) -> dict[str, Any]:
-        """Return what it has to say; for one that is not killed.
-
-        :raises TimeoutError: it goes on, or has crashed
-        """
-        victim.wait()
-        with self._changed:
-            if not self._changed.wait_for(lambda: victim.told, 1):
-                raise TimeoutError(f'victim {victim.number} said nothing')
-        return victim.told
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
-        for victim in self._victims.values():
-            victim.close()
-
-    def _read(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            found = json.loads(line)
-            number = found['number']
-            with self._changed:
-                if 'pid' in found:
-                    self._victims[number] = Victim(number, found['pid'])
-                else:
-                    self._victims[number].told = found
-                self._changed.notify_all()
+def victims() -> forks.Forks:
+    """Return where victims come from; a context manager."""
+    return forks.Forks(__name__)
 
 
 def settings(
@@ -217,6 +114,39 @@ def content() -> Iterator[bytes]:
         yield bytes([number + 1]) * PIECE
 
 
+def key_of(name: str) -> bases.BaseKey:
+    return bases.BaseKey(name, 'sha512:1')
+
+
+def facts_of(order: Order) -> bases.BaseFacts:
+    return bases.BaseFacts(
+        key=key_of(order.name),
+        image_name=order.name,
+        source_format='raw',
+        content_size=order.size,
+        hash='',
+        made_at=0,
+    )
+
+
+def write_base(begun: bases.Begun, order: Order) -> int:
+    """Make a base of a stream; return how much of it was kept."""
+    if isinstance(begun, bases.Base):
+        return 0  # another one has made it
+    assert isinstance(begun, rbd_base_sink.BaseSink), begun
+    with begun as writer:
+        kept = writer.kept
+        start = 0
+        for piece in content():
+            end = start + len(piece)
+            writer.write(piece[max(0, kept - start) :])
+            start = end
+            if order.slow:
+                time.sleep(0.6)
+        writer.publish(facts_of(order))
+    return kept
+
+
 def do(order: Order, driver: rbd.RbdDriver) -> None:
     """Do a work in this process."""
     if order.work == 'clone':
@@ -228,6 +158,17 @@ def do(order: Order, driver: rbd.RbdDriver) -> None:
             for piece in content():
                 writer.write(piece)
             writer.close()
+    elif order.work == 'base':
+        write_base(driver.begin_base(key_of(order.name), order.size), order)
+    elif order.work == 'link':
+        begun = driver.link_base(
+            key_of(order.name), order.size, order.location
+        )
+        if isinstance(begun, rbd_base_sink.BaseSink):
+            with begun:
+                begun.publish(facts_of(order))
+    elif order.work == 'retire':
+        driver.retire_base(key_of(order.name).name)
     elif order.work == 'qcow2':
         source = qemu_img.Disk(qemu_img.QemuNode.path(order.file), 'qcow2')
         with driver.open(order.name, order.size) as writer:
@@ -248,11 +189,12 @@ class _Tracer:
         self.steps: list[str] = []
 
     def trace(self) -> None:
-        for kind in (ceph.Pool, ceph.Rows, ceph.Connection):
+        for kind in (ceph.Pool, ceph.Rows, ceph.Connection, ceph.Header):
             for name, method in inspect.getmembers(kind, inspect.isfunction):
                 if name in STEPS and name not in ('open', 'close'):
                     setattr(kind, name, self._traced(name, method))
-        setattr(ceph.Pool, 'image', self._image(ceph.Pool.image))  # noqa: B010
+        for name in ('image', 'image_of'):
+            setattr(ceph.Pool, name, self._image(getattr(ceph.Pool, name)))
 
     def begin(self, name: str) -> None:
         order = self._order
@@ -307,12 +249,12 @@ class _Image:
         return method
 
 
-def _live(order: Order) -> None:
+def _live(order: Order) -> dict[str, Any]:
     """Be a victim: do the work, tell what became of it."""
     rbd_leases.SECONDS = order.seconds
     if order.abroad:
-        me = dataclasses.replace(rbd_leases.Owner.me(), boot='another')
-        setattr(rbd_leases.Owner, 'me', lambda: me)  # noqa: B010
+        me = dataclasses.replace(rbd_owner.Owner.me(), boot='another')
+        setattr(rbd_owner.Owner, 'me', staticmethod(lambda: me))  # noqa: B010
     tracer = _Tracer(order)
     driver = rbd.RbdDriver(
         settings(order.conf, order.pool, order.user), 'rbd1'
@@ -327,28 +269,8 @@ def _live(order: Order) -> None:
         told = {'error': str(error), 'reason': error.reason.value}
     except BaseException:  # noqa: BLE001
         told = {'error': traceback.format_exc(), 'reason': 'bug'}
-    told |= {'number': order.number, 'steps': tracer.steps}
-    os.write(1, f'{json.dumps(told)}\n'.encode())
-
-
-def main() -> None:
-    # Victims need not be waited for.
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    prctl = ctypes.CDLL(None).prctl
-    for line in sys.stdin:
-        order = Order(**json.loads(line))
-        if pid := os.fork():
-            told = {'number': order.number, 'pid': pid}
-            os.write(1, f'{json.dumps(told)}\n'.encode())
-            continue
-        try:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            # What it may start is waited for.
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _live(order)
-        finally:
-            os._exit(0)
+    return told | {'steps': tracer.steps}
 
 
 if __name__ == '__main__':
-    main()
+    forks.serve(Order, _live)

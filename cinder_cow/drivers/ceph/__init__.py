@@ -5,6 +5,7 @@ What is said of them here was tried with Ceph 16.2.
 """
 
 from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import NO_MODULES
 from cinder_cow.drivers.ceph.calls import NoConnectionError
 from cinder_cow.drivers.ceph.calls import NoPoolError
@@ -14,13 +15,21 @@ from cinder_cow.drivers.ceph.connection import connected
 from cinder_cow.drivers.ceph.connection import Connection
 from cinder_cow.drivers.ceph.connection import disconnect
 from cinder_cow.drivers.ceph.header import Header
+from cinder_cow.drivers.ceph.header import identity
+from cinder_cow.drivers.ceph.header import Snapshot
 from cinder_cow.drivers.ceph.images import allocated
 from cinder_cow.drivers.ceph.images import children
+from cinder_cow.drivers.ceph.images import empty_behind
 from cinder_cow.drivers.ceph.images import Image
 from cinder_cow.drivers.ceph.images import is_migrating
+from cinder_cow.drivers.ceph.images import locked_by_another
+from cinder_cow.drivers.ceph.images import object_size
+from cinder_cow.drivers.ceph.images import own_children
 from cinder_cow.drivers.ceph.images import parent_name
+from cinder_cow.drivers.ceph.images import parent_place
 from cinder_cow.drivers.ceph.images import snapshots
 from cinder_cow.drivers.ceph.images import stored
+from cinder_cow.drivers.ceph.images import take_lock
 from cinder_cow.drivers.ceph.images import watchers
 from cinder_cow.drivers.ceph.pool import Entry
 from cinder_cow.drivers.ceph.pool import Pool
@@ -40,14 +49,23 @@ __all__ = [
     'NoPoolError',
     'Pool',
     'Rows',
+    'Snapshot',
     'allocated',
     'children',
     'connected',
     'disconnect',
+    'empty_behind',
+    'identity',
+    'ignored',
     'is_migrating',
+    'locked_by_another',
+    'object_size',
+    'own_children',
     'parent_name',
+    'parent_place',
     'snapshots',
     'stored',
+    'take_lock',
     'translated',
     'watchers',
 ]

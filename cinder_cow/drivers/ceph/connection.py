@@ -16,6 +16,7 @@ from typing import Any
 
 from cinder_cow.drivers import native
 from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import NoConnectionError
 from cinder_cow.drivers.ceph.calls import NoPoolError
 from cinder_cow.drivers.ceph.calls import translated
@@ -133,7 +134,7 @@ class Connection:
             # In a full cluster do at once what takes no space, and fail at
             # once with the rest; else all waits, and nothing can be deleted.
             ioctx.set_osdmap_full_try()
-            yield Pool(ioctx, name, self)
+            yield Pool(ioctx, name, namespace, self)
 
     def is_imported(self, image: Image) -> bool:
         """Whether an image, or what it was cloned from, is being imported."""
@@ -157,6 +158,21 @@ class Connection:
                 image.id(),
                 image.snap_get_id(snapshot),
             )
+
+    def has_snapshot(self, made: str) -> bool:
+        """Whether there is still the snapshot of an identity.
+
+        :param made: what :meth:`identity` told
+        """
+        pool_id, namespace, rest = made.split('/', 2)
+        image_id, _, snapshot_id = rest.rpartition('@')
+        with ignored(errno.ENOENT):
+            name = self._rados.pool_reverse_lookup(int(pool_id))
+            with self.pool(name, namespace) as pool:
+                kept = pool.header(image_id).kept()
+                found = {snapshot.id for snapshot in kept.snapshots.values()}
+                return int(snapshot_id) in found
+        return False
 
     def is_full(self, pool: str) -> bool:
         """Whether the cluster takes no more writes, or none to the pool."""

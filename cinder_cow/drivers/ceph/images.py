@@ -20,6 +20,11 @@ else:
 
 # rbd.RBD_FEATURE_MIGRATING: it is being imported, see "rbd migration".
 _MIGRATING = 1 << 9
+_ATTEMPTS = 10
+# rbd.RBD_FEATURE_EXCLUSIVE_LOCK.
+_EXCLUSIVE_LOCK = 1 << 2
+# rbd.RBD_LOCK_MODE_EXCLUSIVE.
+_EXCLUSIVE = 0
 
 
 def watchers(image: Image) -> list[str]:
@@ -39,9 +44,53 @@ def snapshots(image: Image) -> list[str]:
 
 def children(image: Image, limit: int) -> list[str]:
     """Name what was cloned of an image; one more than the limit at most."""
+    found: list[str] = []
+    for attempt in range(_ATTEMPTS):
+        # librbd fails where one of them is removed as it looks.
+        numbers = {errno.ENOENT} if attempt < _ATTEMPTS - 1 else set()
+        with ignored(*numbers):
+            some = itertools.islice(image.list_descendants(), limit + 1)
+            found = [_child_name(child) for child in some]
+            break
+    return found
+
+
+def own_children(
+    image: Image, pool: str, namespace: str, limit: int
+) -> list[str]:
+    """Name what was cloned of any snapshot, by name alone in a pool."""
+    place = '/'.join([*filter(None, (pool, namespace)), ''])
+    found = children(image, limit)[:limit]
+    return [name.removeprefix(place) for name in found]
+
+
+def locked_by_another(image: Image) -> bool:
+    """Whether the lock to write, which this client had, is not its own."""
     with translated():
-        found = itertools.islice(image.list_descendants(), limit + 1)
-        return [_child_name(child) for child in found]
+        if not image.features() & _EXCLUSIVE_LOCK:
+            return False
+        return not image.is_exclusive_lock_owner()
+
+
+def take_lock(image: Image) -> None:
+    """Take the lock to write from a dead client; it ends with the handle."""
+    # The feature may be missing.
+    with ignored(errno.EINVAL):
+        image.lock_acquire(_EXCLUSIVE)
+
+
+def object_size(image: Image) -> int:
+    with translated():
+        return int(image.stat()['obj_size'])
+
+
+def empty_behind(image: Image, offset: int) -> None:
+    """Have an image read as zeros from the start of an object on."""
+    with translated():
+        size = image.size()
+        if offset < size:
+            image.resize(offset)
+            image.resize(size)
 
 
 def _child_name(child: Mapping[str, Any]) -> str:

@@ -7,6 +7,8 @@ import dataclasses
 import errno
 from typing import Any, TYPE_CHECKING
 
+from oslo_utils import units
+
 from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import translated
 from cinder_cow.drivers.ceph.encoding import packed
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # A name object, and the directory entry of an image.
 _MAX_NAME = 4096
+# Bytes of other objects that are read at once.
+_PART = 4 * units.Mi
 _DIRECTORY = 'rbd_directory'
 _TRASH = 'rbd_trash'
 _REMOVING = 3
@@ -55,10 +59,12 @@ class Pool:
         self,
         ioctx: 'rados.Ioctx',
         name: str,
+        namespace: str,
         connection: 'Connection',
     ) -> None:
         self.ioctx = ioctx
         self.name = name
+        self.namespace = namespace
         self.connection = connection
         self._directory = self.rows(_DIRECTORY)
 
@@ -67,6 +73,11 @@ class Pool:
     def names(self) -> list[str]:
         with translated():
             return list(rbd.RBD().list(self.ioctx))
+
+    @property
+    def id(self) -> int:
+        with translated():
+            return int(self.ioctx.get_pool_id())
 
     @contextlib.contextmanager
     def image(
@@ -86,13 +97,20 @@ class Pool:
 
     @contextlib.contextmanager
     def image_of(
-        self, image_id: str, *, write: bool = False
+        self,
+        image_id: str,
+        snapshot: str | None = None,
+        *,
+        write: bool = False,
     ) -> Iterator[Image]:
         """Open an image that may have no name any more."""
         with (
             translated(),
             rbd.Image(
-                self.ioctx, image_id=image_id, read_only=not write
+                self.ioctx,
+                image_id=image_id,
+                snapshot=snapshot,
+                read_only=not write,
             ) as image,
         ):
             yield image
@@ -125,15 +143,21 @@ class Pool:
             rbd.RBD().remove(self.ioctx, name)
 
     def half_removed(self, name: str) -> str:
-        """Tell the id of an image whose removal was broken off; or ''.
+        """Tell the id of an image whose removal was broken off; or ''."""
+        for image_id, found in self.all_half_removed():
+            if found == name:
+                return image_id
+        return ''
+
+    def all_half_removed(self) -> Iterator[tuple[str, str]]:
+        """Tell id and name of images whose removal was broken off.
 
         librbd removes by way of the trash, and lists what is there for other
         reasons alone. See TrashImageSpec of cls_rbd.
         """
         for key, value in self.rows(_TRASH).all().items():
-            if value[6] == _REMOVING and unpacked(value, 7)[0] == name:
-                return key.removeprefix('id_')
-        return ''
+            if value[6] == _REMOVING:
+                yield key.removeprefix('id_'), unpacked(value, 7)[0]
 
     def forget_removed(self, image_id: str) -> None:
         """Take an image from the trash, of which nothing is left."""
@@ -142,6 +166,11 @@ class Pool:
                 self.ioctx.execute(
                     _TRASH, 'rbd', 'trash_remove', packed(image_id)
                 )
+
+    def listed(self, prefix: str) -> list[str]:
+        """Name the images in the directory whose names begin so."""
+        rows = self._directory.all(f'name_{prefix}')
+        return sorted(row.removeprefix('name_') for row in rows)
 
     def find(self, name: str) -> Entry:
         """Tell what is there of a name, whole or not."""
@@ -178,6 +207,12 @@ class Pool:
 
     # Objects
 
+    def object_names(self) -> Iterator[str]:
+        """Name all objects of the pool, which takes its time."""
+        with translated():
+            for one in self.ioctx.list_objects():
+                yield one.key
+
     def has_object(self, name: str) -> bool:
         with ignored(errno.ENOENT):
             self.ioctx.stat(name)
@@ -189,6 +224,19 @@ class Pool:
         with ignored(errno.ENOENT):
             return bytes(self.ioctx.read(name, _MAX_NAME))
         return b''
+
+    def read_all(self, name: str) -> bytes:
+        """Read an object of any size; b'' where there is none."""
+        found = bytearray()
+        with ignored(errno.ENOENT):
+            while part := self.ioctx.read(name, _PART, len(found)):
+                found += part
+        return bytes(found)
+
+    def write_object(self, name: str, data: bytes) -> None:
+        """Write a whole object: the new one or, if it fails, the old one."""
+        with translated():
+            self.ioctx.write_full(name, data)
 
     def remove_object(self, name: str) -> None:
         with ignored(errno.ENOENT):

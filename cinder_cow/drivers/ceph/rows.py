@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import errno
+import itertools
 import struct
 from typing import TypeAlias
 
 from cinder_cow.drivers.ceph.calls import ignored
+from cinder_cow.drivers.ceph.calls import translated
 from cinder_cow.drivers.ceph.encoding import packed
 
 with contextlib.suppress(ImportError):
@@ -67,13 +69,28 @@ class Rows:
 
         return self._read(ask).get(key, b'')
 
-    def all(self) -> dict[str, bytes]:
-        """Read all rows, some at once."""
+    def get_with(self, keys: tuple[str, ...], prefix: str) -> dict[str, bytes]:
+        """Read rows, and those that begin so, as they are at one moment.
+
+        :param prefix: of a page of rows at most
+        :raises CephError: ENOENT: there is no such object
+        """
+        with translated(), rados.ReadOpCtx() as operation:
+            named, _status = self._ioctx.get_omap_vals_by_keys(operation, keys)
+            others, _status = self._ioctx.get_omap_vals(
+                operation, '', prefix, _PAGE
+            )
+            self._ioctx.operate_read_op(operation, self._name)
+            rows = itertools.chain(named, others)
+            return {key: bytes(value) for key, value in rows}
+
+    def all(self, prefix: str = '') -> dict[str, bytes]:
+        """Read all rows that begin so, some at once."""
         found: dict[str, bytes] = {}
         after = ''
 
         def ask(operation: 'rados.ReadOp') -> _Found:
-            return self._ioctx.get_omap_vals(operation, after, '', _PAGE)
+            return self._ioctx.get_omap_vals(operation, after, prefix, _PAGE)
 
         while page := self._read(ask):
             found |= page
@@ -132,10 +149,39 @@ class Rows:
             return True
         return False
 
+    def delete(self, key: str) -> None:
+        """Remove a row, whatever it is."""
+        with translated(), rados.WriteOpCtx() as operation:
+            self._ioctx.remove_omap_keys(operation, (key,))
+            self._ioctx.operate_write_op(operation, self._name)
+
     def forget_lock(self, lock: str) -> None:
         """Forget a lock that nobody holds."""
         with ignored(errno.ENOENT, errno.ENODATA):
             self._ioctx.rm_xattr(self._name, f'lock.{lock}')
+
+    def locks(self) -> list[str]:
+        """Name the locks on the object, also those that have ended."""
+        with ignored(errno.ENOENT):
+            return [
+                name.removeprefix('lock.')
+                for name, _value in self._ioctx.get_xattrs(self._name)
+                if name.startswith('lock.')
+            ]
+        return []
+
+    def is_locked(self, lock: str) -> bool:
+        """Tell whether a lock is held, which has not ended; only looks."""
+        # cls_lock's get_info; its answer begins with those who hold it.
+        data = packed(lock)
+        data = struct.pack('<BBI', 1, 1, len(data)) + data
+        with ignored(errno.ENOENT):
+            _status, answer = self._ioctx.execute(
+                self._name, 'lock', 'get_info', data
+            )
+            (count,) = struct.unpack_from('<I', answer, 6)
+            return bool(count)
+        return False
 
     def lock(self, lock: Lock) -> bool:
         """Take or renew a lock.

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 from oslotest import base as test_base
@@ -188,6 +189,11 @@ class TestCluster(test_base.BaseTestCase):
         with self.cluster.connect() as client:
             make(client, self.pool, 'disk')
             self.cluster.blocklist(client.get_addrs())
+            # The OSD has heard of it a moment later.
+            deadline = time.monotonic() + 10
+            with contextlib.suppress(rbd.OSError):
+                while time.monotonic() < deadline:
+                    read(client, self.pool, 'disk', 1)
             error = self.assertRaises(
                 rbd.OSError, read, client, self.pool, 'disk', 1
             )

@@ -126,7 +126,7 @@ class TestImages(rbd_case.FaultCase):
 
 class TestNames(rbd_case.FaultCase):
     def test_two_processes_make_one_volume(self):
-        with rbd_victim.Victims() as victims:
+        with rbd_victim.victims() as victims:
             for work in ('clone', 'stream', 'clone'):
                 orders = [victims.order(self.order(work)) for _n in range(4)]
                 told = [victims.told(one)['reason'] for one in orders]
@@ -166,7 +166,7 @@ class TestNames(rbd_case.FaultCase):
             librbd.RBD().remove(ioctx, 'victim')
 
     def test_another_tools_image_outlives_who_was_killed(self):
-        with rbd_victim.Victims() as victims:
+        with rbd_victim.victims() as victims:
             for work, step in (('clone', 'clone'), ('stream', 'rename')):
                 self.driver.delete('victim')
                 steps = victims.told(victims.order(self.order(work)))['steps']

@@ -37,7 +37,7 @@ class KillCase(rbd_case.FaultCase):
         super().setUp()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        self.victims = stack.enter_context(rbd_victim.Victims())
+        self.victims = stack.enter_context(rbd_victim.victims())
 
     def killed(self, work, **options):
         """Have a victim begin a work and be killed."""

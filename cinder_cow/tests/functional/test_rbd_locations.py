@@ -336,7 +336,7 @@ class TestBadLocations(LocationTestCase):
         for location in (
             image_location.parse('file:///image'),
             image_location.parse(f'cinder://{FSID}'),
-            image_location.BaseLocation('rbd', 'cow-base-1'),
+            image_location.BaseLocation('another', 'cow-base-1'),
         ):
             image = self.info(location)
             self.refused(self.rbd_driver(), image, Reason.NOT_IN_BACKEND)
