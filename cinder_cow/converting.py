@@ -10,6 +10,7 @@ import contextlib
 import errno
 import tempfile
 
+from oslo_log import log as logging
 from oslo_utils import units
 
 from cinder_cow import exception
@@ -26,12 +27,12 @@ from cinder_cow.drivers import base
 from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
+LOG = logging.getLogger(__name__)
+
 # What any image may expand to, however small it is.
 _MAY_EXPAND_TO = units.Gi
 # What qemu-img says of a target alone: the image was opened to be checked.
 _UNOPENED = 'Could not open'
-# And of what is in a cluster alone, never of a file.
-_TIMED_OUT = 'Connection timed out'
 
 
 def convert(
@@ -70,7 +71,14 @@ def _readable_there(
         return None
     if isinstance(source, image_source.LocalFile):
         return None
-    return source if isinstance(source, image_source.QemuReadable) else None
+    if not isinstance(source, image_source.QemuReadable):
+        return None
+    try:
+        source.qemu_source()
+    except exception.BackendError as error:
+        LOG.info('Image %s is fetched from there: %s', image.label, error)
+        return None
+    return source
 
 
 def _convert(
@@ -174,7 +182,7 @@ def _translated(
                 owner='a process that writes to it',
                 seconds=0,
             ) from error
-        if error.problem.startswith(_UNOPENED) or _TIMED_OUT in error.problem:
+        if error.unreachable or error.problem.startswith(_UNOPENED):
             raise exception.BackendError.because(
                 Reason.BACKEND_ERROR,
                 backend=settings.backend,

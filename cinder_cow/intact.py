@@ -60,9 +60,9 @@ def check(
     except disk_tables.FormatError as error:
         problem = error.problem or error.reason.value
     except qemu_img.QemuImgError as error:
-        if error.in_use or error.limited:
+        if error.in_use or error.limited or error.unreachable:
             raise
-        # It reads nothing but the image: the image is at fault.
+        # Else it reads nothing but the image: the image is at fault.
         problem = error.problem
     raise exception.ImageError.because(
         Reason.IMAGE_CORRUPT, image=image.label, problem=problem

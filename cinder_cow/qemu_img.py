@@ -33,6 +33,8 @@ Progress = Callable[[float], None]
 
 _PERCENT = re.compile(rb'\((\d+\.\d+)/100%\)')
 _NO_SPACE = ('No space left on device', 'Disk quota exceeded')
+# What it says of what is in a cluster alone, never of a file.
+_UNREACHABLE = ('Connection timed out', 'transport endpoint shutdown')
 _UNREADABLE = ('error while reading', 'Could not open')
 # A report is a few hundred bytes.
 _MAX_OUTPUT = units.Mi
@@ -148,6 +150,11 @@ class QemuImgError(Exception):
     @property
     def in_use(self) -> bool:
         return 'Is another process using the image' in self.problem
+
+    @property
+    def unreachable(self) -> bool:
+        """Whether a cluster did not answer, or has shut this client out."""
+        return any(text in self.problem for text in _UNREACHABLE)
 
     @property
     def unreadable(self) -> bool:

@@ -35,13 +35,14 @@ Fill = Callable[[bases.BaseWriter, streaming.Progress], streaming.Filled]
 class Maker:
     """Makes the base of one image.
 
+    :param source: of it; None: it has none, and is made here
     :param size: bytes of the disk in it
     """
 
     driver: bases.BaseKeeper
     settings: opts.Settings
     image: images.ImageInfo
-    source: image_source.ImageSource
+    source: image_source.ImageSource | None
     key: bases.BaseKey
     size: int
     report: streaming.Progress

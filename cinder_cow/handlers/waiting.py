@@ -13,6 +13,7 @@ import threading
 import time
 
 from cinder_cow import exception
+from cinder_cow import refusal
 from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
@@ -53,10 +54,16 @@ def turn(
     :param wait: seconds
     :param waits: is called while it waits, with who makes it
     :raises BackendError: BUSY: it was made for longer than that
+    :raises ImageError: HASH_MISMATCH: it was fetched meanwhile, and is bad
     """
     deadline = time.monotonic() + wait
     with _queued(backend, name) as queue:
-        while (found := queue.ask(begin)) is None:
+        known = queue.bad
+        while True:
+            if queue.bad is not known and queue.bad:
+                raise exception.ImageError(queue.bad)
+            if (found := queue.ask(begin)) is not None:
+                break
             if time.monotonic() > deadline:
                 raise exception.BackendError.because(
                     Reason.BUSY,
@@ -68,6 +75,11 @@ def turn(
             queue.wait()
         try:
             yield Turn(queue, found)
+        except exception.ImageError as error:
+            # Those who wait now would fetch all of it in turn, to see that.
+            if error.reason is Reason.HASH_MISMATCH:
+                queue.bad = error.refusal
+            raise
         finally:
             queue.pass_on()
 
@@ -76,11 +88,13 @@ class _Queue:
     """Those of this process who want one base.
 
     :ivar making: who makes it, by the last answer
+    :ivar bad: why its image is not what it claims, by who fetched it last
     :ivar users: how many they are
     """
 
     def __init__(self) -> None:
         self.making: bases.Making | None = None
+        self.bad: refusal.Refusal | None = None
         self.users = 0
         self._changed = threading.Condition()
         self._is_busy = False

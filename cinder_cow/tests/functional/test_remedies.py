@@ -14,11 +14,13 @@ import re
 import shutil
 import subprocess
 import tempfile
+from typing import Any
 
 import fixtures
 from oslotest import base as test_base
 import requests
 
+from cinder_cow import blank
 from cinder_cow import exception
 from cinder_cow import exporting
 from cinder_cow import image_info as images
@@ -26,15 +28,23 @@ from cinder_cow import image_location
 from cinder_cow import image_source
 from cinder_cow import manager
 from cinder_cow import opts
+from cinder_cow import scrubbing
+from cinder_cow import volume_records
+from cinder_cow.cli import app
 from cinder_cow.cli import backend as backends
+from cinder_cow.cli import fsck
 from cinder_cow.cli import image_argument
-from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
+from cinder_cow.drivers import ceph
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
+from cinder_cow.drivers import rbd_leases
 from cinder_cow.refusal import Reason
 from cinder_cow.tests import corpus
 from cinder_cow.tests import http_place
 from cinder_cow.tests import http_server
+from cinder_cow.tests import rbd_case
+from cinder_cow.tests import rbd_victim
 from cinder_cow.tests import services
 from cinder_cow.tests import storage
 from cinder_cow.tests.functional import test_rbd_remedies
@@ -72,6 +82,23 @@ class CloneOnly(StreamOnly):
 
     def clone(self, image_info, volume_name):
         return self._driver.clone(image_info, volume_name)
+
+
+class Volumes:
+    """Tells of one volume, which is Glance's and holds an image."""
+
+    def __init__(self, name, image_id):
+        self._record = volume_records.VolumeRecord(
+            name=name,
+            backend='file',
+            project_id='glance',
+            image_id=image_id,
+            readonly=True,
+            attached=False,
+        )
+
+    def volume(self, volume_id):
+        return self._record
 
 
 class TestRemedies(test_base.BaseTestCase):
@@ -118,6 +145,11 @@ class TestRemedies(test_base.BaseTestCase):
             return self.manager.create_volume_from_image(
                 f'v{self.count}', image, source, size
             )
+
+    def prepare(self, path):
+        with image_source.FileSource(path) as source:
+            image = image_source.describe(source, None)
+            return self.manager.prepare_base(image, source)
 
     def plan(self, path, change=None, size=None):
         with image_source.FileSource(path) as source:
@@ -299,6 +331,24 @@ class TestRemedies(test_base.BaseTestCase):
         self.assertIn('for instance "file"', remedy)
         self.manager = Manager(self.driver)
         self.assert_possible('make', path)
+
+    def test_no_checking(self):
+        class Backend:
+            driver: Any = StreamOnly()
+
+        command = fsck.Fsck(app.CowApp(), None)
+        words = command.get_parser('fsck').parse_args([])
+        with fixtures.MonkeyPatch(
+            'cinder_cow.cli.backend.from_arguments',
+            lambda arguments, sweep: Backend,
+        ):
+            remedy = self.refused(
+                Reason.NO_CHECKING, command.take_action, words
+            )
+            self.assertIn('for instance "file"', remedy)
+            Backend.driver = self.driver
+            _names, rows = command.take_action(words)
+            self.assertEqual([], list(rows))
 
     def test_tool_missing(self):
         path = self.qcow2()
@@ -561,6 +611,20 @@ class TestRemedies(test_base.BaseTestCase):
         self.assert_possible('make', path)
         self.assertEqual('base', self.create(path).method.value)
 
+    def test_manifest_damaged(self):
+        def quiet(phase, done, total):
+            pass
+
+        self.create(self.raw())
+        (made,) = self.driver.list_bases()
+        self.driver.set_base_manifest(made.name, b'nonsense')
+        words = (self.driver, made, quiet)
+        remedy = self.refused(Reason.MANIFEST_DAMAGED, scrubbing.scrub, *words)
+        self.assertIn(f'cinder-cow base scrub --record {made.name}', remedy)
+        # What that command calls.
+        self.assertEqual('recorded', scrubbing.record(*words).state)
+        self.assertEqual('ok', scrubbing.scrub(*words).state)
+
     def test_base_in_use(self):
         root = storage.directory('ext4')
         self.addCleanup(shutil.rmtree, root)
@@ -588,19 +652,41 @@ class TestRemedies(test_base.BaseTestCase):
             (mount / 'cow-filler').unlink()
             self.assertEqual('base', self.create(path).method.value)
 
+    def key(self, path):
+        with image_source.FileSource(path) as source:
+            return bases.BaseKey.of(image_source.describe(source, None))
+
     def test_busy(self):
         path = self.raw()
-        with image_source.FileSource(path) as source:
-            key = base.BaseKey.of(image_source.describe(source, None))
-        assert key is not None
-        self.driver = file.FileDriver(self.top / 'volumes', base_wait=0.2)
-        self.manager = Manager(self.driver, cow_fallback='refuse')
-        holder = self.driver.begin_base(key, 1024 * 1024)
-        assert not isinstance(holder, base.Base)
-        error = self.refused(Reason.BUSY, self.driver.begin_base, key, 1)
-        self.assertIn('Try again when it has ended', error)
+        self.manager = Manager(self.driver, base_wait=0.2)
+        holder: Any = self.driver.begin_base(self.key(path), 1024 * 1024)
+        remedy = self.refused(Reason.BUSY, self.prepare, path)
+        self.assertIn('Try again when it has ended', remedy)
         holder.abort()
         self.assertEqual('base', self.create(path).method.value)
+
+    def test_not_linkable(self):
+        # Blocks cannot be shared between the files of ext4.
+        root = storage.directory('ext4')
+        self.addCleanup(shutil.rmtree, root)
+        self.driver = file.FileDriver(root)
+        path = self.raw()
+        with self.driver.open('of-glance', path.stat().st_size) as writer:
+            writer.write(path.read_bytes())
+            writer.close()
+        self.manager = Manager(
+            self.driver, backend='file', glance_project='glance'
+        )
+        self.manager.volume_records = Volumes('of-glance', str(path))
+        location = image_location.CinderLocation('of-glance')
+        outcome = self.create(path, change={'locations': (location,)})
+        (failed,) = [one for one in outcome.failures if one.tried]
+        self.assertIs(Reason.NOT_LINKABLE, failed.refusal.reason)
+        # So it is: there is a base, and it is no less a clone.
+        self.assertIn('the image is copied into a base', failed.refusal.remedy)
+        self.assertEqual('base', outcome.method.value)
+        with self.driver.read(outcome.volume.name) as reader:
+            self.assertEqual(path.read_bytes(), reader.read(0, 1024 * 1024))
 
     def test_conversion_failed(self):
         path = self.qcow2()
@@ -611,6 +697,21 @@ class TestRemedies(test_base.BaseTestCase):
         # The image is in order, so it is the limit.
         self.manager = Manager(self.driver)
         self.create(path)
+
+    def test_mkfs_failed(self):
+        def create(size):
+            return blank.create(
+                self.driver,
+                self.manager.settings,
+                'blank',
+                'xfs',
+                size,
+                lambda phase, done, total: None,
+            )
+
+        remedy = self.refused(Reason.MKFS_FAILED, create, 16 * 1024 * 1024)
+        self.assertIn('Choose a size that mkfs.xfs takes', remedy)
+        self.assertEqual('base', create(GIB).method)
 
     def test_backend_error(self):
         path = self.raw()
@@ -736,6 +837,48 @@ class TestHttpRemedies(http_place.HttpTestCase):
         self.create(server)
 
 
+class TestBaseRemedies(rbd_case.FaultCase):
+    """Remedies of what happens to a base while it is made."""
+
+    def setUp(self):
+        super().setUp()
+        self.manager = Manager(self.driver)
+
+    def prepare(self, progress=None):
+        with tempfile.NamedTemporaryFile(dir='/var/tmp') as image:
+            image.write(rbd_victim.PIECE * b'A')
+            image.flush()
+            with image_source.FileSource(image.name) as source:
+                described = dataclasses.replace(
+                    image_source.describe(source, 'raw'),
+                    id='an-image',
+                    content_id='always the same',
+                )
+                return self.manager.prepare_base(described, source, progress)
+
+    def take_over(self, *_progress):
+        """Be another maker, who dies at once."""
+        with (
+            ceph.connected(self.driver._settings.cluster) as connection,
+            connection.pool(self.pool) as pool,
+        ):
+            rows = pool.rows(rbd_leases.OBJECT)
+            for volume, row in rows.all().items():
+                lease = rbd_leases.Lease.unpacked(row)
+                dead = dataclasses.replace(lease.owner, pid=1, started='never')
+                other = dataclasses.replace(lease, id='f' * 32, owner=dead)
+                rows.put(volume, other.packed(), was=row, unlock=lease.id)
+
+    def test_base_lost(self):
+        error = self.assertRaises(
+            exception.CowError, self.prepare, self.take_over
+        )
+        self.assertIs(Reason.BASE_LOST, error.reason, error)
+        self.assertIn('Try again', error.refusal.remedy)
+        made = self.prepare()
+        self.assertEqual([], self.left(made.base.name))
+
+
 class TestGlanceRemedies(test_base.BaseTestCase):
     """Remedies of what a Glance, or who asks it, stands in the way of."""
 
@@ -843,6 +986,7 @@ class TestComplete(test_base.BaseTestCase):
                     TestRemedies,
                     TestHttpRemedies,
                     TestGlanceRemedies,
+                    TestBaseRemedies,
                     test_rbd_remedies.TestRbdRemedies,
                 )
             )
