@@ -15,6 +15,7 @@ from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import scratch
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 CINDER_CONF = '/etc/cinder/cinder.conf'
@@ -32,11 +33,21 @@ class Backend(manager.CreateVolumeFromImageMixin):
         self.driver = _load(_driver_of(options)).from_options(options)
 
 
-def from_arguments(arguments: argparse.Namespace | None) -> Backend:
+def from_arguments(
+    arguments: argparse.Namespace | None, sweep: bool = True
+) -> Backend:
     """Make the back end that the global options name.
 
+    :param sweep: finish or undo what dead makers left
     :raises RequestError: BACKEND_UNKNOWN, LAYOUT_UNKNOWN
     """
+    found = _made(arguments)
+    if sweep and isinstance(found.driver, bases.Checker):
+        found.driver.sweep()
+    return found
+
+
+def _made(arguments: argparse.Namespace | None) -> Backend:
     assert arguments is not None  # cliff has parsed them by now
     files = list(arguments.config_file)
     if not files and arguments.backend is None:

@@ -3,7 +3,6 @@
 
 import argparse
 from collections.abc import Iterator
-import datetime
 from typing import Any
 
 from cliff import command
@@ -11,57 +10,62 @@ from cliff import lister
 from cliff import show
 
 from cinder_cow import exception
-from cinder_cow import image_info as images
 from cinder_cow import refusal
 from cinder_cow.cli import backend
-from cinder_cow.drivers import base as contract
+from cinder_cow.cli import common
+from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
 # Children shown of one base; who wants all of them lists the volumes.
 _CHILDREN = 20
 
 
-def _keeper(arguments: argparse.Namespace | None) -> Any:  # noqa: ANN401
-    """Return the driver: a Driver that is a BaseKeeper too."""
-    driver = backend.from_arguments(arguments).driver
-    if isinstance(driver, contract.BaseKeeper):
+def keeper_of(found: backend.Backend) -> bases.BaseKeeper:
+    """Return the driver of a back end that keeps bases.
+
+    :raises RequestError: NO_BASE_KEEPING
+    """
+    driver = found.driver
+    if isinstance(driver, bases.BaseKeeper):
         return driver
     raise exception.RequestError.because(
         Reason.NO_BASE_KEEPING, backend=driver.backend
     )
 
 
-def _find(keeper: contract.BaseKeeper, name: str) -> contract.Base:
+def find(keeper: bases.BaseKeeper, name: str) -> bases.Base:
+    """Return the base of that name.
+
+    :raises RequestError: BASE_NOT_FOUND
+    """
     for base in keeper.list_bases():
         if base.name == name:
             return base
     raise exception.RequestError.because(
         Reason.BASE_NOT_FOUND,
         base=name,
-        backend=getattr(keeper, 'backend', ''),
+        backend=keeper.backend,
     )
 
 
-def _state(keeper: contract.Cloner, base: contract.Base) -> str:
+def state(keeper: bases.BaseKeeper, base: bases.Base) -> str:
     """Tell whether a base can be cloned, or why not."""
-    image = images.ImageInfo(
-        id=base.facts.key.image_id, name=base.facts.image_name, disk_format=''
-    )
-    verdict = keeper.cloneable(image.at(base.location))
-    return verdict.refusal.reason.value if verdict.refusal else 'ok'
+    refused = bases.check_state(keeper, base).refusal
+    return refused.reason.value if refused else 'ok'
 
 
-def _row(keeper: contract.Cloner, base: contract.Base) -> dict[str, Any]:
+def _row(keeper: bases.BaseKeeper, base: bases.Base) -> dict[str, Any]:
+    facts = base.facts
     return {
         'name': base.name,
-        'image': base.facts.image_name,
-        'size': base.facts.content_size,
+        'image': facts.image_name,
+        'size': facts.content_size,
         'allocated': base.allocated,
-        'source_format': base.facts.source_format,
-        'made_at': datetime.datetime.fromtimestamp(
-            base.facts.made_at, datetime.UTC
-        ).isoformat(timespec='seconds'),
-        'state': _state(keeper, base),
+        'source_format': facts.source_format,
+        'made_at': common.iso_time(facts.made_at),
+        'last_used': common.iso_time(facts.last_used),
+        'pinned': facts.pinned,
+        'state': state(keeper, base),
     }
 
 
@@ -71,9 +75,9 @@ class ListBases(lister.Lister):
     def take_action(
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]:
-        keeper = _keeper(self.app_args)
+        keeper = keeper_of(backend.from_arguments(self.app_args))
         names = ('name', 'image', 'size', 'allocated', 'source_format',
-                 'made_at', 'state')  # fmt: skip
+                 'made_at', 'last_used', 'pinned', 'state')  # fmt: skip
         rows = (_row(keeper, base) for base in keeper.list_bases())
         return names, (tuple(row.values()) for row in rows)
 
@@ -89,20 +93,23 @@ class ShowBase(show.ShowOne):
     def take_action(
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        keeper = _keeper(self.app_args)
-        base = _find(keeper, parsed_args.name)
+        keeper = keeper_of(backend.from_arguments(self.app_args))
+        base = find(keeper, parsed_args.name)
         row = {
             **_row(keeper, base),
             'image_id': refusal.printable(base.facts.key.image_id, 4096),
             'content_id': base.facts.key.content_id,
             'hash': base.facts.hash,
+            'verified': base.facts.verified,
+            'damaged': base.facts.damaged,
+            'missing_since': common.iso_time(base.facts.missing_since),
             'children': list(keeper.children(base, _CHILDREN)),
         }
         return tuple(row), tuple(row.values())
 
 
-class RemoveBase(command.Command):
-    """Remove bases that no volume hangs on."""
+class _ChangeBases(command.Command):
+    """A command about bases that are named."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
@@ -112,7 +119,33 @@ class RemoveBase(command.Command):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        keeper = _keeper(self.app_args)
+        keeper = keeper_of(backend.from_arguments(self.app_args))
         for name in parsed_args.names:
-            _find(keeper, name)
-            keeper.retire_base(name)
+            self._change(keeper, name)
+
+    def _change(self, keeper: bases.BaseKeeper, name: str) -> None:
+        raise NotImplementedError
+
+
+class PinBase(_ChangeBases):
+    """Keep bases, whatever the limits say."""
+
+    def _change(self, keeper: bases.BaseKeeper, name: str) -> None:
+        keeper.set_base_facts(name, pinned=True)
+
+
+class UnpinBase(_ChangeBases):
+    """Keep bases no longer than others."""
+
+    def _change(self, keeper: bases.BaseKeeper, name: str) -> None:
+        keeper.set_base_facts(name, pinned=False)
+
+
+class RemoveBase(_ChangeBases):
+    """Remove bases that no volume hangs on."""
+
+    def _change(self, keeper: bases.BaseKeeper, name: str) -> None:
+        # Of one that is gone the driver says nothing; a person may have
+        # mistyped it.
+        find(keeper, name)
+        keeper.retire_base(name)

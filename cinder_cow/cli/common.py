@@ -4,11 +4,14 @@
 import argparse
 from collections.abc import Iterator, Sequence
 import contextlib
+import datetime
 import pathlib
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from cliff import columns
+from cliff import command
+from cliff import lister
 from oslo_utils import units
 import tqdm
 
@@ -48,8 +51,11 @@ def check_outside(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[streaming.Progress]:
-    """Show progress on a terminal; in a pipe, nothing."""
+def progress(label: str = '') -> Iterator[streaming.Progress]:
+    """Show progress on a terminal; in a pipe, nothing.
+
+    :param label: of what, safe to print
+    """
     with tqdm.tqdm(
         disable=not sys.stderr.isatty(),
         unit='B',
@@ -57,13 +63,60 @@ def progress() -> Iterator[streaming.Progress]:
         unit_divisor=units.Ki,
         leave=False,
     ) as bar:
+        shown = ''
 
         def report(phase: str, done: int, total: int) -> None:
+            nonlocal shown
+            if bar.disable:
+                return
+            if phase != shown:
+                # Or the time left would be told by the speed of another.
+                shown = phase
+                bar.set_description_str(
+                    f'{label}: {phase}' if label else phase, refresh=False
+                )
+                bar.reset()
             bar.total = total
-            bar.set_description_str(phase, refresh=False)
             bar.update(done - bar.n)
 
         yield report
+
+
+class StatusLister(lister.Lister):
+    """A list of what was done, which ends with 1 where some of it failed.
+
+    :ivar problems: what failed, a sentence each; told behind the list
+    :ivar failed: whether it ends so
+    """
+
+    problems: list[str]
+    failed: bool
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        self.problems, self.failed = [], False
+        status = super().run(parsed_args)
+        # The list first: both may go to one terminal.
+        sys.stdout.flush()
+        for problem in self.problems:
+            self.app.LOG.error(problem)
+        return int(bool(status or self.problems or self.failed))
+
+
+def usage_error(words: command.Command, problem: str) -> NoReturn:
+    """End as argparse does, where it cannot tell by itself."""
+    sys.stderr.write(f'cinder-cow {words.cmd_name}: error: {problem}\n')
+    raise SystemExit(2)
+
+
+def iso_time(seconds: float) -> str | None:
+    """Tell a time by ISO 8601; None for 0, which is never.
+
+    :param seconds: since the epoch
+    """
+    if not seconds:
+        return None
+    when = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return when.isoformat(timespec='seconds')
 
 
 class Refusals(columns.FormattableColumn[Sequence[dict[str, str]]]):

@@ -53,6 +53,10 @@ def add_claims(parser: argparse.ArgumentParser) -> None:
         help='The hash that an image without a record must have, for '
         'instance sha256:9f86d0... as its publisher says.',
     )
+    add_cloud(parser)
+
+
+def add_cloud(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--os-cloud',
         metavar='NAME',

@@ -10,6 +10,7 @@ from cliff import command
 from cliff import lister
 from cliff import show
 
+from cinder_cow import blank
 from cinder_cow import exporting
 from cinder_cow import outcome as outcomes
 from cinder_cow.cli import backend
@@ -21,21 +22,27 @@ _Table = tuple[tuple[str, ...], tuple[Any, ...]]
 
 
 class CreateVolume(show.ShowOne):
-    """Make a volume from an image."""
+    """Make a volume from an image, or with an empty file system."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser = super().get_parser(prog_name)
         parser.add_argument('name', metavar='NAME', help='The volume.')
-        parser.add_argument(
-            '--image',
-            metavar='IMAGE',
-            required=True,
-            help=image_argument.HELP,
+        content = parser.add_mutually_exclusive_group(required=True)
+        content.add_argument(
+            '--image', metavar='IMAGE', help=image_argument.HELP
+        )
+        content.add_argument(
+            '--blank',
+            choices=blank.CHOICES,
+            help='An empty file system or swap space in place of an image, or '
+            'nothing at all; needs --size.',
         )
         image_argument.add_options(parser)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> _Table:
+        if parsed_args.blank is not None:
+            return self._blank(parsed_args)
         manager = backend.from_arguments(self.app_args)
         with (
             image_argument.opened(parsed_args, manager) as (
@@ -48,6 +55,36 @@ class CreateVolume(show.ShowOne):
                 parsed_args.name, image, source, parsed_args.size, progress
             )
         return _columns(_outcome(outcome))
+
+    def _blank(self, words: argparse.Namespace) -> _Table:
+        if words.size is None:
+            common.usage_error(self, '--blank needs --size')
+        if words.disk_format or words.hash or words.os_cloud:
+            common.usage_error(
+                self,
+                '--disk-format, --hash and --os-cloud are about an image,'
+                ' not --blank',
+            )
+        manager = backend.from_arguments(self.app_args)
+        with common.progress() as progress:
+            made = blank.create(
+                manager.driver,
+                manager.settings,
+                words.name,
+                words.blank,
+                words.size,
+                progress,
+            )
+        return _columns(
+            {
+                **_volume(made.volume),
+                'method': made.method,
+                'base_made': made.base_made,
+                'uuid': made.uuid,
+                'seconds': round(made.seconds, 4),
+                'bytes_copied': made.bytes_copied,
+            }
+        )
 
 
 class ListVolumes(lister.Lister):

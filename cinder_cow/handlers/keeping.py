@@ -4,7 +4,7 @@
 A base on which a volume hangs always stays, and so does one that is pinned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import time
 
@@ -24,6 +24,7 @@ _NOTE_SECONDS = 3600
 _FRESH_SECONDS = 600
 # Between the two times that Glance must say that an image is gone.
 GONE_SECONDS = 3600
+_GONE = 'its image is gone'
 
 
 def note_use(driver: bases.BaseKeeper, found: bases.Base) -> None:
@@ -51,27 +52,68 @@ def bring_in_order(driver: bases.BaseKeeper, settings: opts.Settings) -> None:
     keep_within_limits(driver, settings)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tidied:
+    """A base that was removed, or stays although it should go.
+
+    :param why: it should go
+    :param stays: what keeps it; empty: it was removed
+    :param error: where removing it failed
+    """
+
+    base: bases.Base
+    why: str
+    stays: str = ''
+    error: exception.CowError | None = None
+
+    @property
+    def removed(self) -> bool:
+        return not self.stays
+
+
 def keep_within_limits(
     driver: bases.BaseKeeper, settings: opts.Settings
-) -> None:
+) -> Sequence[Tidied]:
+    """Remove bases beyond the limits; never fails.
+
+    See ``remove_beyond_limits``.
+    """
+    try:
+        tidied = remove_beyond_limits(driver, settings)
+    except exception.BackendError as error:
+        LOG.warning('The bases cannot be listed: %s', error)
+        return ()
+    for one in tidied:
+        if one.error:
+            LOG.warning('Base %s stays: %s', one.base.name, one.error)
+    return tidied
+
+
+def remove_beyond_limits(
+    driver: bases.BaseKeeper, settings: opts.Settings
+) -> Sequence[Tidied]:
     """Remove bases beyond the limits, those first that nobody used longest.
 
-    Never fails: what cannot be removed stays.
+    What cannot be removed stays.
+
+    :returns: those that are beyond them
+    :raises BackendError: they cannot be listed
     """
     if not (
         settings.max_bases or settings.max_bases_size or settings.max_base_idle
     ):
-        return
-    try:
-        found = sorted(driver.list_bases(), key=_last_used)
-    except exception.BackendError as error:
-        LOG.warning('The bases cannot be listed: %s', error)
-        return
+        return ()
+    found = sorted(driver.list_bases(), key=_last_used)
     total = _Total(len(found), sum(one.allocated for one in found))
+    tidied = []
     for one in found:
         why = _too_much(one, total, settings)
-        if why and _removed(driver, one, why):
+        if not why:
+            continue
+        tidied.append(_remove(driver, one, why))
+        if tidied[-1].removed:
             total = _Total(total.count - 1, total.size - one.allocated)
+    return tidied
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,8 +133,6 @@ def _too_much(
 ) -> str:
     """Tell which limit a base is beyond; '' for none."""
     idle = time.time() - _last_used(found)
-    if idle < _FRESH_SECONDS:
-        return ''
     if settings.max_base_idle and idle > settings.max_base_idle:
         return f'it was not used for {idle / 86400:.0f} days'
     if settings.max_bases and total.count > settings.max_bases:
@@ -104,59 +144,77 @@ def _too_much(
 
 def forget_missing(
     driver: bases.BaseKeeper, exists: Callable[[str], bool | None]
-) -> int:
+) -> Sequence[Tidied]:
     """Remove the bases of images that are gone; see ``note_missing``.
 
     :param exists: asks Glance about an id; None: it cannot tell
-    :returns: how many were removed
+    :returns: those whose image is gone, or is said to be
     :raises BackendError: the back end does not answer
     """
-    removed = 0
-    for found in list(driver.list_bases()):
-        image_id = found.facts.key.image_id
-        if not uuidutils.is_uuid_like(image_id):
-            continue  # no image of Glance
-        answer = exists(image_id)
-        if answer is not None:
-            removed += note_missing(driver, found, is_missing=not answer)
-    return removed
+    tidied = []
+    for found in of_glance(driver):
+        answer = exists(found.facts.key.image_id)
+        if answer is None:
+            continue
+        noted = note_missing(driver, found, is_missing=not answer)
+        if noted:
+            tidied.append(noted)
+    return tidied
+
+
+def of_glance(driver: bases.BaseKeeper) -> Sequence[bases.Base]:
+    """Return the bases of images that are in Glance, or were."""
+    return [
+        found
+        for found in driver.list_bases()
+        if uuidutils.is_uuid_like(found.facts.key.image_id)
+    ]
 
 
 def note_missing(
     driver: bases.BaseKeeper, found: bases.Base, is_missing: bool
-) -> bool:
+) -> Tidied | None:
     """Note what Glance says of a base's image; remove it if it is gone.
 
     It is when Glance said so twice, an hour apart, to someone who may see all
     images. Then the base goes, or when its last child has gone.
 
     :param is_missing: Glance answered that there is no such image
-    :returns: the base was removed
+    :returns: None: the image is there
     """
-    since = found.facts.missing_since
+    now, since = time.time(), found.facts.missing_since
     if not is_missing:
         if since:
             driver.set_base_facts(found.name, missing_since=0)
-        return False
+        return None
     if not since:
-        driver.set_base_facts(found.name, missing_since=time.time())
-        return False
-    if time.time() - since < GONE_SECONDS:
-        return False
-    return _removed(driver, found, 'its image is gone')
+        since = now
+        driver.set_base_facts(found.name, missing_since=now)
+    if now - since >= GONE_SECONDS:
+        return _remove(driver, found, _GONE)
+    minutes = (now - since) / 60
+    return Tidied(
+        found,
+        _GONE,
+        f'Glance said so first {minutes:.0f} minutes ago; once more after'
+        f' {GONE_SECONDS / 60:.0f}',
+    )
 
 
-def _removed(driver: bases.BaseKeeper, found: bases.Base, why: str) -> bool:
-    """Remove a base if it may go; tell whether it did."""
+def _remove(driver: bases.BaseKeeper, found: bases.Base, why: str) -> Tidied:
+    """Remove a base that should go, if it may."""
     if found.facts.pinned:
-        return False
+        return Tidied(found, why, 'it is pinned')
+    if time.time() - _last_used(found) < _FRESH_SECONDS:
+        minutes = _FRESH_SECONDS // 60
+        return Tidied(found, why, f'it was used in the last {minutes} minutes')
     try:
         driver.retire_base(found.name)
     except exception.CowError as error:
-        level = LOG.debug
-        if error.reason is not Reason.BASE_IN_USE:
-            level = LOG.warning
-        level('Base %s stays: %s', found.name, error)
-        return False
+        LOG.debug('Base %s stays: %s', found.name, error)
+        if error.reason is Reason.BASE_IN_USE:
+            children = error.refusal.facts['children']
+            return Tidied(found, why, f'it is the parent of {children}')
+        return Tidied(found, why, error.refusal.detail, error)
     LOG.info('Base %s was removed: %s', found.name, why)
-    return True
+    return Tidied(found, why)

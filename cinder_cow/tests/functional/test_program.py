@@ -112,7 +112,7 @@ class TestCommands(program.ProgramTestCase):
         self.assertEqual(
             [
                 ('clone of its base', False, 'no_base'),
-                ('make a base, clone it', True, ''),
+                ('make a base by fetching it, clone it', True, ''),
                 ('full copy', True, ''),
             ],
             [(c['candidate'], c['possible'], c['reason']) for c in plan],
@@ -345,6 +345,10 @@ class TestEnds(program.ProgramTestCase):
         status, output, errors = self.interrupt(number, *self.create(image))
         self.assertEqual((128 + number, ''), (status, output))
         self.assertNotIn('Traceback', errors)
+        self.assertEqual([], self.cow('base', 'list'))
+        self.assertEqual([], self.cow('volume', 'list'))
+        # What the next maker can go on with has stayed, at most.
+        self.finish(self.start('fsck', '--repair'))
         self.assert_nothing_left()
 
     @ddt.data('sigint', 'sigterm')

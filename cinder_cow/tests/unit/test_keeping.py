@@ -66,7 +66,13 @@ class KeepingCase(test_base.BaseTestCase):
 
     def keep(self, **limits):
         settings = opts.Settings(backend='memory', **limits)
-        keeping.keep_within_limits(self.driver, settings)
+        return self.told(keeping.keep_within_limits(self.driver, settings))
+
+    def told(self, tidied):
+        """Tell of each base why it should go, and what keeps it."""
+        return {
+            one.base.facts.image_name: (one.why, one.stays) for one in tidied
+        }
 
 
 class TestLimits(KeepingCase):
@@ -78,40 +84,56 @@ class TestLimits(KeepingCase):
     def test_of_their_number(self):
         for days_ago in (1, 5, 3, 2):
             self.make(f'{days_ago} days', days_ago)
-        self.keep(max_bases=2)
+        self.assertEqual(
+            {
+                '5 days': ('there are 4 bases', ''),
+                '3 days': ('there are 3 bases', ''),
+            },
+            self.keep(max_bases=2),
+        )
         self.assertEqual(['1 days', '2 days'], self.left())
 
     def test_of_their_size(self):
         self.make('large', 2, blocks=8)
         self.make('older', 3, blocks=2)
         self.make('newer', 1, blocks=2)
-        self.keep(max_bases_size=4 * BLOCK)
+        told = self.keep(max_bases_size=4 * BLOCK)
+        self.assertEqual(
+            ('all bases take 786432 bytes', ''), told.pop('older')
+        )
+        self.assertEqual(['large'], list(told))
         self.assertEqual(['newer'], self.left())
 
     def test_of_the_time_since_they_were_used(self):
         self.make('unused', 40)
         self.make('used', 40, last_used=self.now - 20 * DAY)
         self.make('new', 20)
-        self.keep(max_base_idle=30 * DAY)
+        self.assertEqual(
+            {'unused': ('it was not used for 40 days', '')},
+            self.keep(max_base_idle=30 * DAY),
+        )
         self.assertEqual(['used', 'new'], self.left())
 
     def test_what_is_pinned_stays(self):
         self.make('pinned', 40, pinned=True)
         self.make('other', 30)
-        self.keep(max_bases=1, max_base_idle=DAY)
+        told = self.keep(max_bases=1, max_base_idle=DAY)
+        self.assertEqual('it is pinned', told['pinned'][1])
         self.assertEqual(['pinned'], self.left())
 
     def test_what_has_children_stays(self):
         self.driver.parents.add(self.make('parent', 40).name)
         self.make('other', 30)
-        self.keep(max_bases=1)
+        told = self.keep(max_bases=1)
+        self.assertIn('is the parent of v1', told['parent'][1])
         self.assertEqual(['parent'], self.left())
 
     def test_what_was_just_made_stays(self):
         # Whoever made it is about to clone it.
         self.driver.parents.add(self.make('parent', 40).name)
         self.make('new', 0)
-        self.keep(max_bases=1)
+        told = self.keep(max_bases=1)
+        self.assertIn('used in the last 10 minutes', told['new'][1])
         self.assertEqual(['parent', 'new'], self.left())
 
     def test_what_cannot_be_removed_hinders_nothing(self):
@@ -119,14 +141,26 @@ class TestLimits(KeepingCase):
         self.make('second', 1)
         fails = mock.Mock(side_effect=[self.error(), None])
         with mock.patch.object(self.driver, 'retire_base', fails):
-            self.keep(max_base_idle=3600)
+            told = self.keep(max_base_idle=3600)
         self.assertEqual(2, fails.call_count)
+        self.assertIn('gone', told['first'][1])
+        self.assertEqual('', told['second'][1])
 
     def test_a_back_end_that_does_not_answer(self):
         with mock.patch.object(
-            self.driver, 'list_bases', side_effect=self.error()
+            self.driver,
+            'list_bases',
+            autospec=True,
+            side_effect=self.error(),
         ):
-            self.keep(max_bases=1)
+            self.assertEqual({}, self.keep(max_bases=1))
+            settings = opts.Settings(backend='memory', max_bases=1)
+            self.assertRaises(
+                exception.BackendError,
+                keeping.remove_beyond_limits,
+                self.driver,
+                settings,
+            )
 
     def error(self):
         return exception.BackendError.because(
@@ -187,44 +221,52 @@ class TestMissing(KeepingCase):
         """Note what Glance says so many hours from now."""
         found = self.driver.find_base(self.key)
         with mock.patch.object(
-            time, "time", return_value=self.now + hours * 3600
+            time, 'time', autospec=True, return_value=self.now + hours * 3600
         ):
             return keeping.note_missing(self.driver, found, is_missing)
 
     def test_once_is_not_enough(self):
-        self.assertFalse(self.note())
+        self.assertIn('first 0 minutes ago', self.note().stays)
         self.assertEqual(['image'], self.left())
 
     def test_twice_within_an_hour_is_not_enough(self):
         self.note()
-        self.assertFalse(self.note(hours=0.9))
+        self.assertIn('first 54 minutes ago', self.note(hours=0.9).stays)
         self.assertEqual(['image'], self.left())
 
     def test_twice_an_hour_apart(self):
         self.note()
-        self.assertTrue(self.note(hours=1.1))
+        self.assertTrue(self.note(hours=1.1).removed)
         self.assertEqual([], self.left())
 
     def test_an_image_that_is_there_again(self):
         self.note()
-        self.assertFalse(self.note(is_missing=False, hours=0.5))
-        self.assertFalse(self.note(hours=1.1))
+        self.assertIsNone(self.note(is_missing=False, hours=0.5))
+        self.assertFalse(self.note(hours=1.1).removed)
         self.assertEqual(['image'], self.left())
 
     def test_a_base_with_children_goes_after_the_last_of_them(self):
         (made,) = self.driver.list_bases()
         self.driver.parents.add(made.name)
         self.note()
-        self.assertFalse(self.note(hours=2))
+        self.assertIn('parent of v1', self.note(hours=2).stays)
         self.driver.parents.clear()
-        self.assertTrue(self.note(hours=3))
+        self.assertTrue(self.note(hours=3).removed)
 
     def test_a_pinned_base_stays(self):
         (made,) = self.driver.list_bases()
         self.driver.set_base_facts(made.name, pinned=True)
         self.note()
-        self.assertFalse(self.note(hours=2))
+        self.assertEqual('it is pinned', self.note(hours=2).stays)
         self.assertEqual(['image'], self.left())
+
+    def test_a_base_that_was_just_used_stays(self):
+        (made,) = self.driver.list_bases()
+        self.note()
+        used = self.now + 2 * 3600 - 60
+        self.driver.set_base_facts(made.name, last_used=used)
+        self.assertIn('last 10 minutes', self.note(hours=2).stays)
+        self.assertTrue(self.note(hours=3).removed)
 
 
 class TestForgetMissing(KeepingCase):
@@ -242,7 +284,10 @@ class TestForgetMissing(KeepingCase):
             asked.append(image_id)
             return {self.GONE: False, self.THERE: True}.get(image_id)
 
-        self.assertEqual(1, keeping.forget_missing(self.driver, exists))
+        tidied = keeping.forget_missing(self.driver, exists)
+        self.assertEqual(
+            {self.GONE: ('its image is gone', '')}, self.told(tidied)
+        )
         self.assertEqual([self.GONE, self.THERE, self.HIDDEN], asked)
         self.assertEqual([*names[1:]], self.left())
         since = [
