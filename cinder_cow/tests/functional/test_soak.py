@@ -29,6 +29,15 @@ class TestSoak(test_base.BaseTestCase):
         told = self.soak('rbd', '--rounds', '6')
         self.assertIn('kills: 6 rounds, 6 right, 0 wrong', told)
 
+    def test_bases(self):
+        if os.geteuid():
+            raise unittest.SkipTest('machine: mounting needs root')
+        ceph_client.needed()
+        for program in ('ceph-mon', 'ceph-osd'):
+            ceph_daemons.needed(program)
+        told = self.soak('bases', '--rounds', '6')
+        self.assertIn('bases: 6 rounds, 6 right, 0 wrong', told)
+
     def soak(self, kind, *arguments):
         if not TOOLS.exists():
             raise unittest.SkipTest('machine: installed without its source')
