@@ -22,6 +22,8 @@ LOG = logging.getLogger(__name__)
 _NOTE_SECONDS = 3600
 # One that was made or cloned since is about to be cloned, perhaps.
 _FRESH_SECONDS = 600
+# Bytes that tell whether a base can be read.
+_LOOK = 4096
 # Between the two times that Glance must say that an image is gone.
 GONE_SECONDS = 3600
 _GONE = 'its image is gone'
@@ -46,10 +48,22 @@ def bring_in_order(driver: bases.BaseKeeper, settings: opts.Settings) -> None:
     if isinstance(driver, bases.Checker):
         driver.sweep()
     for found in driver.list_bases():
-        # A base that was published and not protected is protected by it.
-        if refused := bases.check_state(driver, found).refusal:
-            LOG.warning('Base %s: %s', found.name, refused)
+        if problem := _problem_of(driver, found):
+            LOG.warning('Base %s: %s', found.name, problem)
     keep_within_limits(driver, settings)
+
+
+def _problem_of(driver: bases.BaseKeeper, found: bases.Base) -> str:
+    """Tell why a base cannot be cloned, or read."""
+    # One that was published and not protected yet is protected by it.
+    if refused := bases.check_state(driver, found).refusal:
+        return str(refused)
+    try:
+        with driver.read(found.location) as reader:
+            reader.read(0, min(_LOOK, reader.size))
+    except exception.CowError as error:
+        return str(error)
+    return ''
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ class TestFault(test_base.BaseTestCase):
     def check(self, problem):
         error = qemu_img.QemuImgError(problem)
         source: mock.Mock = mock.Mock(wraps=Source(), size=4096)
-        with mock.patch.object(qemu_img, 'check', side_effect=error):
+        with mock.patch.object(
+            qemu_img, 'check', autospec=True, side_effect=error
+        ):
             intact.check(IMAGE, DISK, source, qemu_img.Limits())
 
     @ddt.data(

@@ -5,6 +5,7 @@ import time
 from typing import Any
 from unittest import mock
 
+import fixtures
 from oslotest import base as test_base
 
 from cinder_cow import exception
@@ -321,6 +322,23 @@ class TestInit(KeepingCase):
         settings = opts.Settings(backend='memory')
         downloading.Downloading(base.Backend(swept, settings)).init()
         self.assertEqual(['swept', made.name], seen)
+
+    def test_tells_of_a_base_that_cannot_be_read(self):
+        made = self.make('image')
+        log = self.useFixture(fixtures.FakeLogger())
+        error = exception.BackendError.because(
+            Reason.BACKEND_ERROR, backend='memory', problem='a bad disk'
+        )
+        settings = opts.Settings(backend='memory')
+        handler = downloading.Downloading(base.Backend(self.driver, settings))
+        handler.init()
+        self.assertNotIn(made.name, log.output)
+        with mock.patch.object(
+            self.driver, 'read', autospec=True, side_effect=error
+        ):
+            handler.init()
+        self.assertIn(f'Base {made.name}: ', log.output)
+        self.assertIn('a bad disk', log.output)
 
     def test_is_done_within_limits(self):
         self.make('old', 40)
