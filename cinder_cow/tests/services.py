@@ -9,6 +9,7 @@ import configparser
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -19,15 +20,18 @@ import sqlite3
 import subprocess
 import tempfile
 import time
+from typing import Any
 import unittest
 
 import requests
 
+from cinder_cow.tests import ceph_client
 from cinder_cow.tests import image_api
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = ROOT / '.venv-services/bin'
 STORES = ('file1', 'file2')
+RBD_STORE = 'rbd1'
 
 _VERSIONS = (
     'glance.api.middleware.version_negotiation:VersionNegotiationFilter'
@@ -84,13 +88,17 @@ class Request:
 class Glance(image_api.Client):
     """A Glance on a free port of 127.0.0.1, with two file stores.
 
+    Given a Ceph, it has a store there too, ``rbd1``, which is the default.
+
     It ends with the ``with`` block, or when the thread that entered it dies.
 
     :param directory: where all its files are; removed by who made it
     :param policy: rules that differ from Glance's own
+    :param ceph: a Ceph whose pool "images" is a store, for its user "glance"
     :param settings: sections of glance-api.conf, dictionaries of options
     :raises RuntimeError: on entering, if it does not start, and its log
-    :raises unittest.SkipTest: on entering, if this is not a checkout
+    :raises unittest.SkipTest: on entering, if this is not a checkout, or
+        there is no module of Ceph for this Python
     """
 
     def __init__(
@@ -102,15 +110,18 @@ class Glance(image_api.Client):
         policy=None,
         threads=8,
         hashing_algorithm='sha512',
-        default_store=STORES[0],
+        default_store=None,
+        ceph=None,
         settings=None,
     ):
         super().__init__()
         self.directory = pathlib.Path(directory).absolute()
+        self.ceph = ceph
         self.threads = threads
         self.policy = policy or {}
         self.process: subprocess.Popen[bytes] | None = None
-        self.settings = self._settings(default_store)
+        usual = RBD_STORE if ceph else STORES[0]
+        self.settings = self._settings(default_store or usual)
         self.settings['DEFAULT'].update(
             show_image_direct_url=show_direct_url,
             show_multiple_locations=show_locations,
@@ -121,7 +132,7 @@ class Glance(image_api.Client):
 
     def _settings(self, default_store):
         top = self.directory
-        settings = {
+        settings: dict[str, dict[str, Any]] = {
             'DEFAULT': {
                 'enabled_backends': ','.join(f'{s}:file' for s in STORES),
                 'enabled_import_methods': '[glance-direct,copy-image]',
@@ -141,6 +152,13 @@ class Glance(image_api.Client):
         reserved = ('os_glance_staging_store', 'os_glance_tasks_store')
         for store in (*STORES, *reserved):
             settings[store] = {'filesystem_store_datadir': top / store}
+        if self.ceph:
+            settings['DEFAULT']['enabled_backends'] += f',{RBD_STORE}:rbd'
+            settings[RBD_STORE] = {
+                'rbd_store_pool': 'images',
+                'rbd_store_user': 'glance',
+                'rbd_store_ceph_conf': self.ceph.conf,
+            }
         return settings
 
     def __enter__(self):
@@ -177,6 +195,8 @@ class Glance(image_api.Client):
         (self.directory / 'python').mkdir()
         module = pathlib.Path(__file__).with_name('token_auth.py')
         shutil.copy(module, self.directory / 'python')
+        if self.ceph:
+            _link_ceph_modules(self.directory / 'python')
 
     def _start(self, programs, listener):
         # setpriv binds gunicorn to us. Its worker misses it after 1 s at most,
@@ -290,6 +310,21 @@ class Glance(image_api.Client):
             )
             if done.rowcount != 1:
                 raise LookupError(f'{done.rowcount} images are {image_id}')
+
+
+def _link_ceph_modules(directory):
+    """Show Glance the modules rados and rbd, and nothing that is beside them.
+
+    Its environment is of the Python that ours is of, and they are on no
+    index from which it could have them.
+    """
+    ceph_client.needed()
+    for name in ('rados', 'rbd'):
+        found = importlib.util.find_spec(name)
+        assert found
+        assert found.origin
+        path = pathlib.Path(found.origin).resolve()
+        (directory / path.name).symlink_to(path)
 
 
 def environment_of_services():

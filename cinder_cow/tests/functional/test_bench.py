@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark on Ceph runs, in its short form."""
+"""The benchmarks on Ceph run, in their short form."""
 
 import os
 import pathlib
@@ -27,12 +27,28 @@ ROWS = {
 class TestBench(test_base.BaseTestCase):
     @ddt.data(*ROWS)
     def test_rbd(self, part):
+        told = self.bench('rbd', '--only', part, '--volumes', '20')
+        for row in ROWS[part]:
+            self.assertIn(row, told)
+
+    @ddt.data('files', 'rbd')
+    def test_bases(self, part):
+        if os.geteuid():
+            raise unittest.SkipTest('machine: mounting needs root')
+        told = self.bench('bases', '--only', part)
+        rows = ['one request, by hand', '64 at once']
+        if part == 'rbd':
+            rows += ['in the cluster, over HTTP', 'bare qemu-img convert']
+        for row in rows:
+            self.assertIn(row, told)
+
+    def bench(self, kind, *arguments):
         if not TOOLS.exists():
             raise unittest.SkipTest('machine: installed without its source')
         ceph_client.needed()
         done = subprocess.run(
-            [sys.executable, TOOLS / 'bench_rbd.py', '--short', '--only', part,
-             '--volumes', '20'],
+            [sys.executable, TOOLS / f'bench_{kind}.py', '--short',
+             *arguments],
             cwd=TOOLS.parent,
             capture_output=True,
             text=True,
@@ -42,5 +58,4 @@ class TestBench(test_base.BaseTestCase):
             },
         )  # fmt: skip
         self.assertEqual(0, done.returncode, done.stdout + done.stderr)
-        for row in ROWS[part]:
-            self.assertIn(row, done.stdout)
+        return done.stdout
