@@ -58,10 +58,11 @@ def turn(
     """
     deadline = time.monotonic() + wait
     with _queued(backend, name) as queue:
-        known = queue.bad
+        known = queue.result
         while True:
-            if queue.bad is not known and queue.bad:
-                raise exception.ImageError(queue.bad)
+            if queue.result is not known:
+                yield Turn(queue, _told(queue.result))
+                return
             if (found := queue.ask(begin)) is not None:
                 break
             if time.monotonic() > deadline:
@@ -74,27 +75,42 @@ def turn(
             waits(queue.making)
             queue.wait()
         try:
+            if isinstance(found, bases.Base):
+                queue.result = found
             yield Turn(queue, found)
         except exception.ImageError as error:
             # Those who wait now would fetch all of it in turn, to see that.
             if error.reason is Reason.HASH_MISMATCH:
-                queue.bad = error.refusal
+                queue.result = error.refusal
             raise
         finally:
             queue.pass_on()
+
+
+def _told(result: bases.Base | refusal.Refusal | None) -> bases.Base:
+    """Give what another request of this process has got.
+
+    :raises ImageError: it has got none, for the image is bad
+    """
+    if isinstance(result, bases.Base):
+        return result
+    assert result is not None
+    raise exception.ImageError(result)
 
 
 class _Queue:
     """Those of this process who want one base.
 
     :ivar making: who makes it, by the last answer
-    :ivar bad: why its image is not what it claims, by who fetched it last
+    :ivar result: what the last one got that asked or fetched: the base, or
+        why its image is not what it claims. It is for those alone who have
+        waited for it: a base may go.
     :ivar users: how many they are
     """
 
     def __init__(self) -> None:
         self.making: bases.Making | None = None
-        self.bad: refusal.Refusal | None = None
+        self.result: bases.Base | refusal.Refusal | None = None
         self.users = 0
         self._changed = threading.Condition()
         self._is_busy = False

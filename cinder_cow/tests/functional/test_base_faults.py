@@ -266,6 +266,8 @@ class FaultsCase(test_base.BaseTestCase):
             self.assertIn(outcome.volume.parent, outcome.location.split())
 
     def assert_nothing_published(self):
+        # As the next command does.
+        self.driver.sweep()
         self.assertEqual([], list(self.driver.list()))
         self.assertEqual([], list(self.driver.list_bases()))
 
