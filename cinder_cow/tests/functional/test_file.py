@@ -124,7 +124,6 @@ DAMAGE: list[tuple[list[str], Any]] = [
     (['facts', 'content_size'], 'x'),
     (['facts', 'content_size'], -1),
     (['facts', 'hash'], 1),
-    (['facts', 'more'], 1),
 ]
 
 

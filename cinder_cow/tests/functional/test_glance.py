@@ -321,7 +321,12 @@ class GlanceTestCase(test_base.BaseTestCase):
         except exception.CowError as error:
             self.assertIn(error.reason, reasons, str(error))
             self.assertNotIn('\n', str(error))
-            self.assertEqual(before, self.left())
+            left = self.left()
+            if error.reason is Reason.SOURCE_FAILED:
+                # The next maker goes on with that.
+                draft = '/cow-partial/cow-base-'
+                left = [one for one in left if draft not in one]
+            self.assertEqual(before, left)
             return str(error)
         raise AssertionError(f'none of {reasons} was raised')
 
