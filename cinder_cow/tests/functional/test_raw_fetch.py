@@ -435,7 +435,7 @@ class TestCeph(test_rbd.RbdTestCase, FetchTestCase):
         self.assertIs(Reason.HASH_MISMATCH, error.reason)
         self.assertEqual([], self.left())
 
-    @ddt.data(('raw', plans.Method.CLONE), ('qcow2', plans.Method.STREAM))
+    @ddt.data(('raw', plans.Method.CLONE), ('qcow2', plans.Method.BASE))
     @ddt.unpack
     def test_a_volume(self, kind, method):
         with self.image(kind) as (record, source):
