@@ -239,6 +239,14 @@ class TestRefusals(program.ProgramTestCase):
         self.assertEqual(2, status, errors)
         self.assertNotIn('Traceback', errors)
 
+    def test_help_is_about_the_command(self):
+        words = ('base', 'prepare')
+        for asked in ((*words, '--help'), ('-h', *words), ('help', *words)):
+            status, output, errors = self.finish(self.start(*asked))
+            self.assertEqual((0, ''), (status, errors))
+            self.assertIn('cinder-cow base prepare', output)
+            self.assertIn('--force', output)
+
     def test_a_traceback_only_with_debug(self):
         words = ('volume', 'show', 'nothing')
         self.refused(Reason.VOLUME_NOT_FOUND, *words)
