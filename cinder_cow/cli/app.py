@@ -8,15 +8,14 @@ usage; 130 and 143 for SIGINT and SIGTERM.
 import argparse
 import importlib.metadata
 import os
-import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
 from cliff import app
 from cliff import commandmanager
 
 from cinder_cow.cli import backend
+from cinder_cow.cli import start
 
 
 class CowApp(app.App):
@@ -32,6 +31,8 @@ class CowApp(app.App):
             'format, and say why when it could not be.',
             version=importlib.metadata.version('cinder-cow'),
             command_manager=commandmanager.CommandManager('cinder_cow.cli'),
+            # "base prepare --help" is about base prepare.
+            deferred_help=True,
         )
         self.interrupted = False
 
@@ -72,8 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     :returns: the exit status
     """
     _open_standard_files()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    start.heed_signals()
     # Long reasons and remedies are folded to the terminal's width.
     os.environ.setdefault('CLIFF_FIT_WIDTH', '1')
     words = sys.argv[1:] if argv is None else argv
@@ -113,11 +113,3 @@ def _open_standard_files() -> None:
         if getattr(sys, name) is None:
             mode = 'r' if number == 0 else 'w'
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind, so that all that is half-made is undone, once."""
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, signal.SIG_IGN)
-    sys.stderr.write(f'Ended by {signal.Signals(number).name}.\n')
-    raise SystemExit(128 + number)

@@ -118,10 +118,18 @@ class _ChangeBases(command.Command):
         )
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> None:
+    def take_action(self, parsed_args: argparse.Namespace) -> int:
         keeper = keeper_of(backend.from_arguments(self.app_args))
+        problems = []
         for name in parsed_args.names:
-            self._change(keeper, name)
+            try:
+                self._change(keeper, name)
+            except exception.CowError as error:
+                # The others do not depend on it.
+                problems.append(str(error))
+        for problem in problems:
+            self.app.LOG.error(problem)
+        return int(bool(problems))
 
     def _change(self, keeper: bases.BaseKeeper, name: str) -> None:
         raise NotImplementedError

@@ -65,7 +65,7 @@ def end(
         clean(pool, lease)
         holding.release()
         LOG.warning(
-            'Removed what was left half-made by %s: volume %s',
+            'Removed what was left half-made by %s: %s',
             lease.owner,
             lease.volume,
         )

@@ -121,6 +121,8 @@ def remove(pool: ceph.Pool, name: str) -> None:
 
 
 def _remove_image(pool: ceph.Pool, name: str) -> None:
+    image_id = pool.id_of(name) or pool.half_removed(name)
+    _shut_out_others(pool, name, image_id)
     deadline = time.monotonic() + _BUSY_SECONDS
     for attempt in itertools.count(1):
         try:
@@ -147,18 +149,30 @@ def _is_haunted(pool: ceph.Pool, name: str, image_id: str) -> bool:
     """Whether only clients that are shut out have an image open.
 
     The OSD keeps a watch for good whose client was killed a moment after
-    asking for it, and librbd removes nothing that is watched. What is ours
-    is open to nobody but us and qemu-img: of one that was killed, too.
+    asking for it, and librbd removes nothing that is watched.
     """
-    connection = pool.connection
+    _shut_out_others(pool, name, image_id)
     with pool.image_of(image_id) as image:
         found = set(ceph.watchers(image))
-    ghosts = found & connection.shut_out_clients()
-    if name.startswith(base.RESERVED_PREFIX):
-        for one in found - ghosts:
-            if one not in connection.address:
-                connection.shut_out(one)
-    return bool(found) and ghosts == found
+    return bool(found) and found <= pool.connection.shut_out_clients()
+
+
+def _shut_out_others(pool: ceph.Pool, name: str, image_id: str) -> None:
+    """Shut out who else has something open that is half-made by us.
+
+    What is ours is open to nobody but us and qemu-img. Of one that was killed
+    librbd would ask for the lock, until its watch ends: 30 s.
+    """
+    if not image_id or not name.startswith(base.RESERVED_PREFIX):
+        return
+    connection = pool.connection
+    # Half of an image cannot be opened; and not everybody may shut out.
+    with ceph.ignored(errno.ENOENT, errno.EACCES, errno.EPERM):
+        with pool.image_of(image_id) as image:
+            found = ceph.watchers(image)
+        others = {one for one in found if one not in connection.address}
+        for one in others and others - connection.shut_out_clients():
+            connection.shut_out(one)
 
 
 def _remove_by_hand(pool: ceph.Pool, image_id: str) -> None:

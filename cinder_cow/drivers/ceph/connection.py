@@ -73,6 +73,9 @@ class Cluster:
             'rados_mon_op_timeout': str(self.connect_timeout),
             # An acknowledged write is a written write.
             'rbd_cache': 'false',
+            # Else a read changes the header of an image once a minute, and
+            # looks like a write.
+            'rbd_atime_update_interval': '0',
         }
 
 

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from typing import Any
 import unittest
 
@@ -238,6 +239,26 @@ class TestRefusals(program.ProgramTestCase):
         status, _output, errors = self.finish(self.start(*words))
         self.assertEqual(2, status, errors)
         self.assertNotIn('Traceback', errors)
+
+    def test_a_signal_before_all_is_imported(self):
+        begin = (
+            'import sys; from cinder_cow.cli import start; '
+            'print("begun", flush=True); sys.exit(start.main())'
+        )
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            process = subprocess.Popen(
+                [sys.executable, '-c', begin, 'volume', 'list'],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert process.stdout
+            process.stdout.readline()
+            time.sleep(0.05)
+            process.send_signal(number)
+            _said, error = process.communicate(timeout=60)
+            self.assertEqual(status, process.returncode, error)
+            self.assertEqual(f'Ended by {number.name}.\n', error)
 
     def test_help_is_about_the_command(self):
         words = ('base', 'prepare')

@@ -187,3 +187,21 @@ class TestRbdDriver(conformance.BaseLinkerConformance, RbdTestCase):
         settings = self.driver._settings
         with ceph.connected(settings.cluster) as connection:
             return connection.is_full(self.pool)
+
+
+class TestReading(RbdTestCase):
+    def test_a_read_is_no_write(self):
+        # librbd notes that an image was read, if it did not do so lately.
+        name = 'rbd_atime_update_interval'
+        self.cluster.set_config('client', name, 1)
+        self.addCleanup(
+            self.cluster.mon, prefix='config rm', who='client', name=name
+        )
+        driver = self.rbd_driver()
+        with driver.open('v1', units.Mi) as writer:
+            writer.write(b'x' * units.Mi)
+            writer.close()
+        time.sleep(1.1)
+        with driver.read('v1') as reader:
+            reader.read(0, 4096)
+            reader.check_unchanged()

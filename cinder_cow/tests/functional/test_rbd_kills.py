@@ -6,6 +6,8 @@ import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from unittest import mock
@@ -210,3 +212,52 @@ class TestDefaults(KillCase):
             self.assertNotEqual([], self.left())
             self.assert_clean_soon(seconds=35)
         ceph.disconnect()
+
+
+# Writes to an image, and has it open until it is killed.
+OPENER = """
+import sys, time
+import rados, rbd
+conf, pool, name = sys.argv[1:]
+client = rados.Rados(conffile=conf)
+client.connect()
+ioctx = client.open_ioctx(pool)
+rbd.RBD().create(ioctx, name, 8 * 2**20)
+image = rbd.Image(ioctx, name)
+image.write(b'x', 0)
+print('written', flush=True)
+time.sleep(600)
+"""
+
+
+class TestOthers(KillCase):
+    """What is half-made, and open to a client that is not known."""
+
+    def test_is_removed_at_once(self):
+        # As a qemu-img that was killed with its maker: it has the lock, and
+        # its watch ends 30 s later, with the defaults.
+        name = rbd_undo.partial_name('v1')
+        with subprocess.Popen(
+            [sys.executable, '-c', OPENER, self.cluster.conf, self.pool, name],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout
+                self.assertEqual('written\n', process.stdout.readline())
+                process.send_signal(signal.SIGSTOP)
+                begun = time.monotonic()
+                self.remove(name)
+                self.assertLess(time.monotonic() - begun, 4)
+            finally:
+                process.kill()
+        self.assert_clean()
+
+    def remove(self, name):
+        settings = self.driver._settings
+        with (
+            ceph.connected(settings.cluster) as connection,
+            connection.pool(self.pool) as pool,
+        ):
+            rbd_undo.remove(pool, name)
+            self.assertFalse(pool.find(name))
