@@ -203,7 +203,11 @@ class Soak:
         if not is_kill:
             self._wake(victim)
             done.problems += filter(None, [self._waited(victim)])
-        self._judge(begun, victim if is_kill else None, done)
+        if is_kill:
+            begun.remove(victim)
+            self._judge_killed(victim, done)
+        for child in begun:
+            self._judge(children, child, done)
         self._look(place, key, requests, content, done)
         return done
 
@@ -226,23 +230,29 @@ class Soak:
             return str(error)
         return ''
 
+    def _judge_killed(self, child: forks.Child, done: Round) -> None:
+        """Look at what one said that was perhaps killed too late."""
+        if child.told:
+            self._judge_told(child.told, done)
+
     def _judge(
-        self,
-        begun: list[forks.Child],
-        killed: forks.Child | None,
-        done: Round,
+        self, children: forks.Forks, child: forks.Child, done: Round
     ) -> None:
-        """Look at what the processes said."""
-        for child in begun:
-            told = child.told
-            if child is killed and not told:
-                continue
-            if not told or told['reason'] == 'bug':
-                done.problems.append(f'said {told or "nothing"}')
-            elif told['error']:
-                done.errors.append(told['reason'])
-            elif told['method'] != 'base':
-                done.problems.append(f'a full copy: {told}')
+        """Look at what a process said; it is read a moment after its end."""
+        try:
+            told = children.told(child)
+        except TimeoutError as error:
+            done.problems.append(str(error))
+        else:
+            self._judge_told(told, done)
+
+    def _judge_told(self, told: dict[str, Any], done: Round) -> None:
+        if told['reason'] == 'bug':
+            done.problems.append(f'said {told}')
+        elif told['error']:
+            done.errors.append(told['reason'])
+        elif told['method'] != 'base':
+            done.problems.append(f'a full copy: {told}')
 
     def _look(
         self,

@@ -112,7 +112,7 @@ class Forks:
         """
         child.wait(seconds)
         with self._changed:
-            if not self._changed.wait_for(lambda: child.told, 1):
+            if not self._changed.wait_for(lambda: child.told, 5):
                 raise TimeoutError(f'child {child.number} said nothing')
         return child.told
 
