@@ -6,7 +6,6 @@ Whatever is locked is alive, and no orphan.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
 import os
 import pathlib
 
@@ -19,21 +18,14 @@ from cinder_cow.drivers import bases
 from cinder_cow.drivers import file_bases
 from cinder_cow.drivers import file_facts
 from cinder_cow.drivers import file_layout
+from cinder_cow.drivers import orphans
 
 # How many children are named of a base that they keep.
 _CHILDREN = 20
 _BY_HAND = 'Look at it, and remove it by hand if nobody needs it.'
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
-    """An orphan, and what removes it."""
-
-    orphan: bases.Orphan
-    remove: Callable[[], None] | None = None
-
-
-class Orphans:
+class Orphans(orphans.Orphans):
     """Finds and removes orphans of one directory.
 
     :param children: names some or all volumes that need a base
@@ -52,35 +44,10 @@ class Orphans:
         self._children = children
         self._retire = retire
 
-    def list(self) -> Iterator[bases.Orphan]:
-        """Name them, changing nothing."""
-        for found in self._all():
-            yield found.orphan
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return file_layout.translated(self._layout.backend)
 
-    def remove(self) -> Iterator[bases.Orphan]:
-        """Remove them, and name each as it was."""
-        for found in self._all():
-            problem = self._removed(found) if found.remove else ''
-            if problem:
-                yield dataclasses.replace(
-                    found.orphan,
-                    remedy=f'It could not be removed: {problem}',
-                    removable=False,
-                )
-            else:
-                yield found.orphan
-
-    def _removed(self, found: _Found) -> str:
-        """Remove one; tell what was in the way of it."""
-        assert found.remove is not None
-        try:
-            with file_layout.translated(self._layout.backend):
-                found.remove()
-        except exception.CowError as error:
-            return str(error)
-        return ''
-
-    def _all(self) -> Iterator[_Found]:
+    def _all(self) -> Iterator[orphans.Found]:
         with file_layout.translated(self._layout.backend):
             dead = self._layout.dead()
             names = sorted(os.listdir(self._layout.bases))
@@ -93,7 +60,7 @@ class Orphans:
         for path in others:
             yield _unknown(path)
 
-    def _partial(self, dead: file_layout.Dead) -> _Found:
+    def _partial(self, dead: file_layout.Dead) -> orphans.Found:
         hours = dead.age / 3600
         problem = f'its maker lives no more: {dead.owner}'
         if dead.kept:
@@ -110,14 +77,16 @@ class Orphans:
         def remove() -> None:
             self._layout.remove_dead(dead.name)
 
-        return _Found(orphan, remove)
+        return orphans.Found(orphan, remove)
 
-    def _base(self, name: str) -> Iterator[_Found]:
+    def _base(self, name: str) -> Iterator[orphans.Found]:
         directory = self._layout.bases / name
         try:
             found = self._store.find(name)
         except exception.BackendError as error:
-            yield _Found(_orphan_base(name, str(error), _BY_HAND, False))
+            yield orphans.Found(
+                _orphan_base(name, str(error), _BY_HAND, False)
+            )
             return
         if found is None:
             # Or it has been retired just now.
@@ -127,22 +96,26 @@ class Orphans:
             yield self._lost(name, found)
         elif not file_facts.is_being_written(directory):
             for path in file_facts.aside(directory):
-                yield _Found(_aside(name, path), _removal(path))
+                yield orphans.Found(_aside(name, path), _removal(path))
 
-    def _lost(self, name: str, found: file_bases.StoredBase) -> _Found:
+    def _lost(self, name: str, found: file_bases.StoredBase) -> orphans.Found:
         """Tell of a base that cannot be used; overlays may need it yet."""
         try:
             children = self._children(found.published, _CHILDREN)
         except exception.BackendError as error:
             # One that cannot be read may be a child.
             remedy = f'Look at this first: {error}'
-            return _Found(_orphan_base(name, found.problem, remedy, False))
+            return orphans.Found(
+                _orphan_base(name, found.problem, remedy, False)
+            )
         if children:
             names = ', '.join(children)
             remedy = f'Save what is left of these volumes first: {names}.'
-            return _Found(_orphan_base(name, found.problem, remedy, False))
+            return orphans.Found(
+                _orphan_base(name, found.problem, remedy, False)
+            )
         orphan = _orphan_base(name, found.problem, 'It is removed.', True)
-        return _Found(orphan, lambda: self._retire(name))
+        return orphans.Found(orphan, lambda: self._retire(name))
 
 
 def _orphan_base(
@@ -172,7 +145,7 @@ def _removal(path: pathlib.Path) -> Callable[[], None]:
     return remove
 
 
-def _unknown(path: pathlib.Path) -> _Found:
+def _unknown(path: pathlib.Path) -> orphans.Found:
     orphan = bases.Orphan(
         what=refusal.printable(str(path)),
         problem=f"names with '{base.RESERVED_PREFIX}' are ours, and this "
@@ -180,4 +153,4 @@ def _unknown(path: pathlib.Path) -> _Found:
         remedy=_BY_HAND,
         removable=False,
     )
-    return _Found(orphan)
+    return orphans.Found(orphan)

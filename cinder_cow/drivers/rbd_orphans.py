@@ -9,17 +9,16 @@ its own is somebody's, and no orphan of the other kinds.
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
 import functools
 import json
 
 from oslo_utils import units
 
-from cinder_cow import exception
 from cinder_cow import refusal
 from cinder_cow.drivers import base
 from cinder_cow.drivers import bases
 from cinder_cow.drivers import ceph
+from cinder_cow.drivers import orphans
 from cinder_cow.drivers import rbd_base_store
 from cinder_cow.drivers import rbd_base_works
 from cinder_cow.drivers import rbd_cleanup
@@ -33,15 +32,7 @@ _REMOVED = 'It is removed.'
 _NAME = 'rbd_id.'
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Found:
-    """An orphan, and what removes it."""
-
-    orphan: bases.Orphan
-    remove: Callable[[], None] | None = None
-
-
-class Orphans:
+class Orphans(orphans.Orphans):
     """Finds and removes the orphans of one pool."""
 
     def __init__(
@@ -56,37 +47,16 @@ class Orphans:
         self._works = works
         self._translated = translated
 
-    def list(self) -> Iterator[bases.Orphan]:
-        """Name them, changing nothing."""
-        for found in self._all():
-            yield found.orphan
-
-    def remove(self) -> Iterator[bases.Orphan]:
-        """Remove them, and name each as it was."""
-        for found in self._all():
-            problem = self._removed(found) if found.remove else ''
-            if problem:
-                yield dataclasses.replace(
-                    found.orphan,
-                    remedy=f'It could not be removed: {problem}',
-                    removable=False,
-                )
-            else:
-                yield found.orphan
-
-    def _removed(self, found: _Found) -> str:
-        """Remove one; tell what was in the way of it."""
-        assert found.remove is not None
+    def _removed(self, remove: Callable[[], None]) -> str:
         try:
-            with self._translated():
-                found.remove()
-        except exception.CowError as error:
-            return str(error)
+            return super()._removed(remove)
         except rbd_leases.TakenError as error:
             return f'it {error}'
-        return ''
 
-    def _all(self) -> Iterator[_Found]:
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return self._translated()
+
+    def _all(self) -> Iterator[orphans.Found]:
         # Each only when the one before is done with.
         yield from self._rows()
         names, manifests = self._ours()
@@ -99,7 +69,7 @@ class Orphans:
 
     # By row
 
-    def _rows(self) -> Iterator[_Found]:
+    def _rows(self) -> Iterator[orphans.Found]:
         for volume, row in rbd_leases.all_of(self._pool).items():
             what = f'work on {refusal.printable(volume)}'
             try:
@@ -111,14 +81,14 @@ class Orphans:
                     'If it was written by another release: use that.',
                     removable=False,
                 )
-                yield _Found(orphan)
+                yield orphans.Found(orphan)
                 continue
             if rbd_leases.seems_dead(self._pool, lease):
                 orphan = bases.Orphan(
                     what, _how_dead(lease), 'It is finished or undone.'
                 )
                 remove = functools.partial(self._end, lease)
-                yield _Found(orphan, remove)
+                yield orphans.Found(orphan, remove)
 
     def _end(self, lease: rbd_leases.Lease) -> None:
         if rbd_leases.is_dead(self._pool, lease):
@@ -150,13 +120,13 @@ class Orphans:
                 manifests.append(one.removeprefix(manifest))
         return sorted(names), sorted(manifests)
 
-    def _image(self, name: str) -> Iterator[_Found]:
+    def _image(self, name: str) -> Iterator[orphans.Found]:
         pool = self._pool
         is_base = rbd_base_store.is_name(name)
         volume = name if is_base else rbd_undo.volume_of_partial(name)
         # First: a base loses its row when it has its snapshot.
         if not volume:
-            yield _Found(_unknown(name))
+            yield orphans.Found(_unknown(name))
         elif rbd_leases.is_taken(pool, volume):
             return
         elif found := self._store.find(pool, name):
@@ -168,7 +138,7 @@ class Orphans:
                 'it is half-made or half removed, and nobody is at work on it',
                 _REMOVED,
             )
-            yield _Found(
+            yield orphans.Found(
                 orphan, functools.partial(self._remove_image, volume, name)
             )
 
@@ -184,15 +154,17 @@ class Orphans:
                 rbd_undo.remove(pool, name)
         holding.release()
 
-    def _damaged(self, found: rbd_base_store.StoredBase) -> _Found:
+    def _damaged(self, found: rbd_base_store.StoredBase) -> orphans.Found:
         with self._pool.image_of(found.image) as image:
             children = ceph.children(image, rbd_works.NAMED)
         what, problem = f'base {found.name}', found.problem
         if children:
             named = rbd_works.listed(children)
             remedy = f'Export and delete the volumes that hang on it: {named}.'
-            return _Found(bases.Orphan(what, problem, remedy, removable=False))
-        return _Found(
+            return orphans.Found(
+                bases.Orphan(what, problem, remedy, removable=False)
+            )
+        return orphans.Found(
             bases.Orphan(what, problem, _REMOVED),
             functools.partial(
                 self._works.retire,
@@ -202,7 +174,7 @@ class Orphans:
             ),
         )
 
-    def _manifest(self, image_id: str) -> Iterator[_Found]:
+    def _manifest(self, image_id: str) -> Iterator[orphans.Found]:
         if self._pool.has_object(f'rbd_header.{image_id}'):
             return
         one = rbd_cleanup.manifest_of(image_id)
@@ -212,11 +184,11 @@ class Orphans:
                 f'object {one}', 'its base is gone', _REMOVED
             )
             remove = functools.partial(self._pool.remove_object, one)
-            yield _Found(orphan, remove)
+            yield orphans.Found(orphan, remove)
 
     # By what it is about
 
-    def _locks(self) -> Iterator[_Found]:
+    def _locks(self) -> Iterator[orphans.Found]:
         for lock in rbd_leases.stray_locks(self._pool):
             orphan = bases.Orphan(
                 f'lock {refusal.printable(lock)} on {rbd_leases.OBJECT}',
@@ -226,9 +198,9 @@ class Orphans:
             remove = functools.partial(
                 rbd_leases.forget_lock, self._pool, lock
             )
-            yield _Found(orphan, remove)
+            yield orphans.Found(orphan, remove)
 
-    def _verdicts(self) -> Iterator[_Found]:
+    def _verdicts(self) -> Iterator[orphans.Found]:
         rows = rbd_parents.verdicts(self._pool)
         for key in rows.all():
             if not self._is_stale(key):
@@ -238,7 +210,7 @@ class Orphans:
                 'the image that it is about is gone',
                 _REMOVED,
             )
-            yield _Found(orphan, functools.partial(rows.delete, key))
+            yield orphans.Found(orphan, functools.partial(rows.delete, key))
 
     def _is_stale(self, key: str) -> bool:
         try:
