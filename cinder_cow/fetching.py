@@ -43,17 +43,22 @@ def local(
             with turn(source, settings), directory.translated():
                 directory.make_room(source.size - file.size, image.label)
                 digest = _fetch(image, source, file, report)
-                # Where the conversion fails, they need not come again.
-                file.sync()
             path = f'/proc/self/fd/{file.fileno()}'
             with image_source.FileSource(path, image.label) as fetched:
                 yield fetched, digest
         except BaseException as error:
-            file.keep = bool(file.size) and _is_worth_keeping(error)
-            if file.keep:
-                with contextlib.suppress(OSError):
-                    file.sync()
+            file.keep = (
+                bool(file.size)
+                and _is_worth_keeping(error)
+                and not file.has_lost()
+            )
             raise
+        if file.has_lost():  # and it may have been read after that
+            raise exception.BackendError.because(
+                Reason.SCRATCH_UNUSABLE,
+                path=str(directory.path),
+                problem='its disk failed to take what was written',
+            )
 
 
 @contextlib.contextmanager

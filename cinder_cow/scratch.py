@@ -3,15 +3,22 @@
 
 They lie in a directory of this user alone. ``NAME.part`` holds the first
 bytes of an image; ``NAME.lock`` is locked by who fetches it, and tells how
-many of these bytes are on stable storage. A fetch that broke off leaves
-both, for the next one to go on; what nobody came for is removed after a
-time. ``slot-N`` are locked by those who fetch.
+many of these bytes were written, and since which start of the machine. A
+fetch that broke off leaves both, for the next one to go on; what nobody came
+for is removed after a time. ``slot-N`` are locked by those who fetch.
+
+Nothing is forced to the disk, where half of an image would be written that is
+removed a second later: with it, a fetch and conversion took 2.5 times as long
+as by hand. The kernel keeps what a process wrote that was killed. What a
+machine wrote that crashed is fetched again.
 """
 
 from collections.abc import Iterator
 import contextlib
+import ctypes
 import errno
 import fcntl
+import functools
 import os
 import pathlib
 import stat
@@ -19,7 +26,6 @@ import tempfile
 import time
 
 from oslo_log import log as logging
-from oslo_utils import units
 
 from cinder_cow import exception
 from cinder_cow import file_locks
@@ -30,15 +36,18 @@ from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)
 
-# Synced after so many bytes: what a power failure costs at most.
-_SYNC_STEP = 32 * units.Mi
 _POLL_SECONDS = 0.2
+# Names a start of this machine; see random(4).
+_BOOT_ID = pathlib.Path('/proc/sys/kernel/random/boot_id')
+# SYNC_FILE_RANGE_WAIT_BEFORE of sync_file_range(2).
+_WAIT_BEFORE = 1
+_LIBC = ctypes.CDLL(None)
 
 
 class ScratchFile:
     """The first bytes of an image.
 
-    :param lock: its lock, and how many bytes are synced; None for a file
+    :param lock: its lock, and how many bytes were written; None for a file
         that has no name and is never kept
     :ivar size: bytes that it has
     :ivar keep: whether it stays for the next fetch
@@ -47,10 +56,10 @@ class ScratchFile:
     def __init__(self, descriptor: int, lock: int | None) -> None:
         self._descriptor = descriptor
         self._lock = lock
-        self._synced = 0 if lock is None else _read_synced(lock)
         self.keep = False
-        # What came after the last sync may not be what was written.
-        self.cut(min(self._synced, os.fstat(descriptor).st_size))
+        kept = 0 if lock is None else _recorded(lock)
+        # What came after the last record may be half a piece.
+        self.cut(min(kept, os.fstat(descriptor).st_size))
 
     @property
     def is_nameless(self) -> bool:
@@ -61,8 +70,7 @@ class ScratchFile:
 
     def cut(self, size: int) -> None:
         """Forget what is behind the first bytes."""
-        if size < self._synced:
-            self._record(size)
+        self._record(size)
         os.ftruncate(self._descriptor, size)
         self.size = size
 
@@ -78,31 +86,45 @@ class ScratchFile:
         if isinstance(piece, int):
             self.size += piece
             os.ftruncate(self._descriptor, self.size)
-            return
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(self._descriptor, view, self.size)
-            self.size += written
-            view = view[written:]
-        if self.size - self._synced >= _SYNC_STEP:
-            self.sync()
+        else:
+            view = memoryview(piece)
+            while view:
+                written = os.pwrite(self._descriptor, view, self.size)
+                self.size += written
+                view = view[written:]
+        self._record(self.size)
 
-    def sync(self) -> None:
-        """Make what there is durable, and record that."""
-        if self._lock is not None and self.size > self._synced:
-            os.fdatasync(self._descriptor)
-            self._record(self.size)
+    def has_lost(self) -> bool:
+        """Whether the disk failed to take some of what was written.
+
+        It is not waited for what the kernel has not written yet: that is
+        read from memory. See sync_file_range(2).
+        """
+        first = ctypes.c_int64(0), ctypes.c_int64(1)
+        status = _LIBC.sync_file_range(self._descriptor, *first, _WAIT_BEFORE)
+        return bool(status)
 
     def _record(self, size: int) -> None:
-        self._synced = size
         if self._lock is not None:
-            # Of one length, so that no old digit remains.
-            os.pwrite(self._lock, b'%020d\n' % size, 0)
+            os.pwrite(self._lock, _record(size), 0)
 
 
-def _read_synced(lock: int) -> int:
-    digits = os.pread(lock, 20, 0)
-    return int(digits) if digits.isdigit() else 0
+def _record(size: int) -> bytes:
+    # Of one length, so that no old digit remains.
+    return b'%020d %s\n' % (size, _boot_id())
+
+
+def _recorded(lock: int) -> int:
+    """Tell how many bytes were written since this machine was started."""
+    digits, _, boot = os.pread(lock, len(_record(0)), 0).partition(b' ')
+    if boot != _boot_id() + b'\n' or not digits.isdigit():
+        return 0
+    return int(digits)
+
+
+@functools.cache
+def _boot_id() -> bytes:
+    return _BOOT_ID.read_bytes().strip()
 
 
 class Scratch:
@@ -141,7 +163,7 @@ class Scratch:
             opened.callback(temporary.close)
             return ScratchFile(temporary.fileno(), None)
         opened.callback(os.close, lock)
-        os.pwrite(lock, f'\n{label}\n'.encode(), 20)
+        os.pwrite(lock, f'{label}\n'.encode(), len(_record(0)))
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._part(name), flags, 0o600)
         opened.callback(os.close, descriptor)

@@ -59,6 +59,35 @@ def mounted(kind, size=SIZE):
         shutil.rmtree(top)
 
 
+@contextlib.contextmanager
+def failing_disk():
+    """Mount a file system whose disk takes nothing any more, when told.
+
+    The disk is a sparse file on a small file system, which is filled.
+    """
+    with mounted('ext4', 16 * 2**20) as small:
+        disk, mount = small / 'disk', small / 'mount'
+        mount.mkdir()
+        with disk.open('wb') as file:
+            file.truncate(64 * 2**20)
+        subprocess.run([*MKFS['ext4'], disk], check=True)
+        subprocess.run(['mount', '-o', 'loop', disk, mount], check=True)
+
+        def fill():
+            with (
+                contextlib.suppress(OSError),
+                (small / 'filling').open('wb') as file,
+            ):
+                while True:
+                    file.write(bytes(2**16))
+                    file.flush()
+
+        try:
+            yield mount, fill
+        finally:
+            subprocess.run(['umount', mount], check=True)
+
+
 @functools.cache
 def _mounted(kind):
     stack = contextlib.ExitStack()

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import os
 
 import ddt
 from oslo_utils import units
@@ -84,6 +85,30 @@ class TestLocal(http_place.HttpTestCase):
             self.assertEqual(SIZE, self.place.kept()['.part'])
         self.assertEqual({}, self.place.kept())
 
+    def lose(self, error=None):
+        """Fetch to a disk that then fails to take what was written."""
+        with storage.failing_disk() as (mount, fill):
+            self.place = http_place.Place(mount)
+            try:
+                with self.local():
+                    fill()
+                    (part,) = self.place.scratch.rglob('*.part')
+                    with contextlib.suppress(OSError), part.open('ab') as file:
+                        os.fsync(file)
+                    if error:
+                        raise error
+            finally:
+                self.assertEqual({}, self.place.kept())
+
+    def test_the_disk_loses_it(self):
+        self.serve(DATA)
+        error = self.assertRaises(exception.BackendError, self.lose)
+        self.assertIs(Reason.SCRATCH_UNUSABLE, error.reason)
+
+    def test_the_disk_loses_what_would_be_kept(self):
+        self.serve(DATA)
+        self.assertRaises(SystemExit, self.lose, SystemExit(130))
+
     @ddt.data({}, NOTHING_TELLS)
     def test_goes_on_with_what_was_kept(self, tells):
         hash_ = http_place.sha256(DATA) if tells else None
@@ -127,7 +152,7 @@ class TestLocal(http_place.HttpTestCase):
             file.write(DATA)
         (lock,) = self.place.scratch.rglob('*.lock')
         with lock.open('r+b') as file:
-            file.write(b'%020d\n' % part.stat().st_size)
+            file.write(b'%020d' % part.stat().st_size)
         self.server.put('/image', DATA)
         self.fetch()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scratch files: whose, for how long, and how many at once."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import tempfile
 import threading
 import time
 import unittest
+import uuid
 
 import ddt
 from oslo_utils import units
@@ -17,9 +19,20 @@ from cinder_cow import exception
 from cinder_cow import opts
 from cinder_cow import scratch
 from cinder_cow.refusal import Reason
+from cinder_cow.tests import storage
 
 NAME = 'image-1'
 PIECE = b'x' * units.Mi
+BOOT = pathlib.Path('/proc/sys/kernel/random/boot_id').read_bytes().strip()
+NONSENSE = (
+    b'',
+    b'nonsense',
+    b'9' * 20,
+    b'9' * 20 + b' ' + BOOT + b'\n',
+    b'-1 ' + BOOT + b'\n',
+    b' ' + BOOT + b'\n',
+    b'%020d\n' % units.Mi,
+)
 
 
 class ScratchTestCase(test_base.BaseTestCase):
@@ -37,13 +50,11 @@ class ScratchTestCase(test_base.BaseTestCase):
     def names(self):
         return sorted(path.name for path in self.scratch.path.iterdir())
 
-    def keep(self, name=NAME, pieces=(PIECE,), synced=True):
+    def keep(self, name=NAME, pieces=(PIECE,)):
         """Leave a file as a fetch that broke off does."""
         with self.scratch.file(name, 'label') as file:
             for piece in pieces:
                 file.append(piece)
-            if synced:
-                file.sync()
             file.keep = True
 
     def refused(self, reason, call, *arguments):
@@ -70,18 +81,37 @@ class TestFile(ScratchTestCase):
             )
             self.assertEqual(PIECE + bytes(4096) + PIECE, found)
 
-    def test_what_was_not_synced_is_forgotten(self):
-        self.keep(pieces=(PIECE,))
-        self.keep(pieces=(PIECE, PIECE), synced=False)
+    def test_half_a_piece_is_forgotten(self):
+        self.keep()
+        with (self.scratch.path / f'{NAME}.part').open('ab') as part:
+            part.write(b'half')
         with self.scratch.file(NAME, 'label') as file:
             self.assertEqual(units.Mi, file.size)
 
-    def test_is_synced_now_and_then(self):
-        self.keep(pieces=[PIECE] * 40, synced=False)
+    def test_what_was_written_before_the_machine_crashed_is_forgotten(self):
+        self.keep()
+        lock = self.scratch.path / f'{NAME}.lock'
+        said = lock.read_bytes()
+        self.assertIn(BOOT, said)
+        lock.write_bytes(said.replace(BOOT, str(uuid.uuid4()).encode()))
         with self.scratch.file(NAME, 'label') as file:
-            self.assertEqual(32 * units.Mi, file.size)
+            self.assertEqual(0, file.size)
 
-    @ddt.data(b'', b'nonsense', b'99999999999999999999\n', b'-1\n' * 9)
+    @ddt.data(False, True)
+    def test_the_disk_fails_to_take_it(self, fails):
+        with storage.failing_disk() as (mount, fill):
+            path = mount / 'file'
+            with path.open('xb') as opened:
+                file = scratch.ScratchFile(opened.fileno(), None)
+                if fails:
+                    fill()
+                file.append(PIECE)
+                self.assertFalse(file.has_lost())
+                with contextlib.suppress(OSError), path.open('ab') as other:
+                    os.fsync(other)
+                self.assertEqual(fails, file.has_lost())
+
+    @ddt.data(*NONSENSE)
     def test_what_the_lock_says_is_not_trusted(self, said):
         self.keep()
         (self.scratch.path / f'{NAME}.lock').write_bytes(said)
