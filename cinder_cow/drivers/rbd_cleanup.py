@@ -43,7 +43,7 @@ def undo_base(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
     """
     entry = pool.find(lease.volume)
     if entry.whole and is_published(pool, entry.id):
-        if _opens(pool, entry.id):
+        if _is_whole(pool, entry.id):
             _settle(pool, entry.id)
             return
         _unpublish(pool, entry.id)
@@ -92,24 +92,17 @@ def _restore(pool: ceph.Pool, image_id: str) -> None:
 def check_published(pool: ceph.Pool, image_id: str) -> None:
     """Make sure that the snapshot just made of a base is whole.
 
-    In a full cluster librbd makes one without its object map, and tells
-    nobody; it cannot be opened then, nor cloned.
-
     :raises CephError: ENOSPC: it was not, and is gone
     """
-    if not _opens(pool, image_id):
+    if not _is_whole(pool, image_id):
         _unpublish(pool, image_id)
         raise ceph.CephError(errno.ENOSPC, 'half a snapshot was made')
 
 
-def _opens(pool: ceph.Pool, image_id: str) -> bool:
-    try:
-        with pool.image_of(image_id, SNAPSHOT):
-            return True
-    except ceph.CephError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return False
+def _is_whole(pool: ceph.Pool, image_id: str) -> bool:
+    header = pool.header(image_id)
+    snapshot = header.kept().snapshots.get(SNAPSHOT)
+    return snapshot is not None and header.has_map(snapshot)
 
 
 def _unpublish(pool: ceph.Pool, image_id: str) -> None:

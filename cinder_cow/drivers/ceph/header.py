@@ -14,6 +14,7 @@ import struct
 from typing import Self
 
 from cinder_cow.drivers.ceph.calls import CephError
+from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import translated
 from cinder_cow.drivers.ceph.encoding import packed
 from cinder_cow.drivers.ceph.encoding import unpacked
@@ -97,7 +98,7 @@ class Header:
 
     def __init__(self, ioctx: 'rados.Ioctx', image_id: str) -> None:
         self._ioctx = ioctx
-        self._id = image_id
+        self._map_name = f'rbd_object_map.{image_id}'
         self._name = f'rbd_header.{image_id}'
         self._rows = Rows(ioctx, self._name)
 
@@ -148,6 +149,20 @@ class Header:
             {snapshot.name: snapshot for snapshot in found},
         )
 
+    def has_map(self, snapshot: Snapshot) -> bool:
+        """Whether a snapshot has its object map, if it is to have one.
+
+        In a full cluster librbd makes one without, and tells nobody; it
+        cannot be opened then, nor cloned.
+        """
+        if not self._features() & _OBJECT_MAP:
+            return True
+        # As src/librbd/ObjectMap.cc of Ceph names it.
+        with ignored(errno.ENOENT):
+            self._ioctx.stat(f'{self._map_name}.{snapshot.id:016x}')
+            return True
+        return False
+
     def set_metadata(self, values: dict[str, bytes]) -> None:
         """Keep texts with the image, as ``rbd image-meta`` does."""
         data = struct.pack('<I', len(values))
@@ -171,17 +186,21 @@ class Header:
 
         :returns: False, with nothing changed: librbd must do it
         """
-        answer = self._execute('get_features', struct.pack('<QB', _HEAD, 0))
-        (features,) = struct.unpack_from('<Q', answer)
+        features = self._features()
         if features & ~_KNOWN:
             return False
         if features & _OBJECT_MAP:
             _size, order = self._size_and_order()
             count = -(-size // (1 << order))
             data = struct.pack('<QB', count, _NOTHING_THERE)
-            self._call(f'rbd_object_map.{self._id}', 'object_map_resize', data)
+            self._call(self._map_name, 'object_map_resize', data)
         self._execute('set_size', struct.pack('<Q', size))
         return True
+
+    def _features(self) -> int:
+        answer = self._execute('get_features', struct.pack('<QB', _HEAD, 0))
+        (features,) = struct.unpack_from('<Q', answer)
+        return int(features)
 
     def _size_and_order(self) -> tuple[int, int]:
         answer = self._execute('get_size', struct.pack('<Q', _HEAD))

@@ -2,6 +2,7 @@
 """A clone that was grown by its header is as librbd would have made it."""
 
 import contextlib
+import errno
 
 import ddt
 from oslo_utils import units
@@ -79,6 +80,29 @@ class TestHeader(test_rbd.RbdTestCase):
         header, _identity = self.cloned(USUAL | JOURNAL)
         self.assertFalse(header.grow(2 * SIZE))
         self.assertEqual(SIZE, header.size())
+
+    @ddt.data(USUAL, 1)
+    def test_the_map_of_a_snapshot(self, features):
+        self.cloned(features)
+        image_id = self.pool_.id_of('parent')
+        header = self.pool_.header(image_id)
+        snapshot = header.kept().snapshots['snap']
+        self.assertTrue(header.has_map(snapshot))
+        name = f'rbd_object_map.{image_id}.{snapshot.id:016x}'
+        has_one = bool(features & OBJECT_MAP)
+        self.assertEqual(has_one, self.pool_.has_object(name))
+        self.pool_.remove_object(name)
+        self.assertEqual(not has_one, header.has_map(snapshot))
+        # What it is asked for: whether librbd could open it.
+        self.assertEqual(not has_one, self.opens())
+
+    def opens(self):
+        try:
+            with self.pool_.image('parent', 'snap'):
+                return True
+        except ceph.CephError as error:
+            self.assertEqual(errno.ENOENT, error.errno)
+            return False
 
     def test_no_parent(self):
         self.pool_.create('image', SIZE, 22)
