@@ -217,6 +217,7 @@ class Bench:
                     'together': lambda: self.together(workers),
                 },
                 rounds,
+                bench_common.settle,
             )
             yield bench_common.compared(
                 f'{name}: one request, by hand [s]',
@@ -263,7 +264,7 @@ def _report(arguments: argparse.Namespace) -> Iterator[str]:
         server = stack.enter_context(http_server.Server({}))
         yield f'    the image: {data // MIB} MiB of data in {SIZE // MIB} MiB'
         if arguments.only in (None, 'files'):
-            with storage.mounted('xfs', 24 * 2**30) as mount:
+            with storage.mounted('xfs', 24 * 2**30, direct=True) as mount:
                 yield from Bench(Files(mount), image, server).rows(
                     arguments.rounds
                 )

@@ -55,6 +55,7 @@ class Bench:
                     'bare': self._bare,
                 },
                 rounds,
+                bench_common.settle,
             )
         there = found['there']
         for what, beside, target in (

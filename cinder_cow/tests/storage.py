@@ -35,8 +35,12 @@ def same(one, other):
 
 
 @contextlib.contextmanager
-def mounted(kind, size=SIZE):
-    """Make and mount a file system; nothing of it is left afterwards."""
+def mounted(kind, size=SIZE, *, direct=False):
+    """Make and mount a file system; nothing of it is left afterwards.
+
+    :param direct: its device writes past the page cache, as a disk does. Else
+        a direct write takes 0.5 or 1.4 s, by what else is in memory.
+    """
     if os.geteuid():
         raise unittest.SkipTest(f'machine: mounting {kind} needs root')
     if kind not in pathlib.Path('/proc/filesystems').read_text().split():
@@ -52,11 +56,23 @@ def mounted(kind, size=SIZE):
         # The loop device goes with the mount (autoclear).
         subprocess.run(['mount', '-o', 'loop', disk, mount], check=True)
         try:
+            if direct:
+                _write_directly(mount)
             yield mount
         finally:
             subprocess.run(['umount', mount], check=True)
     finally:
         shutil.rmtree(top)
+
+
+def _write_directly(mount):
+    device = subprocess.run(
+        ['findmnt', '-no', 'SOURCE', mount],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    subprocess.run(['losetup', '--direct-io=on', device], check=True)
 
 
 @contextlib.contextmanager
