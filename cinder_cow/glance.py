@@ -6,7 +6,7 @@ Who we are to Glance is said as to every OpenStack client: clouds.yaml or
 Keystone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 import contextlib
 import dataclasses
 import logging
@@ -245,6 +245,11 @@ class _GlanceRemote(http_remote.HttpRemote):
         self._image_id = image.id
         self._size_told = image.size or 0
         self._client = client
+
+    @property
+    def question(self) -> Hashable:
+        # Who asks is the client.
+        return self._client, self._image_id
 
     def ask(self, offset: int) -> requests.Response:
         headers = {'Range': f'bytes={offset}-'} if offset else {}

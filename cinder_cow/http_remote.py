@@ -6,6 +6,7 @@ what was asked for and with what the first answer said.
 """
 
 import abc
+from collections.abc import Hashable
 from typing import NoReturn
 
 import requests
@@ -57,6 +58,10 @@ class HttpRemote(abc.ABC):
             response.close()
             raise
         return http_session.ResponseBody(response, start, self.timeout)
+
+    @property
+    @abc.abstractmethod
+    def question(self) -> Hashable: ...
 
     @property
     def resumable(self) -> bool:

@@ -5,6 +5,7 @@ Proxies, CA files and credentials are those of requests: ``http_proxy``,
 ``REQUESTS_CA_BUNDLE``, ``~/.netrc`` or the URL itself.
 """
 
+from collections.abc import Hashable
 import hashlib
 import http.client
 import itertools
@@ -107,6 +108,11 @@ class _HttpRemote(http_remote.HttpRemote):
         self._session.max_redirects = _MAX_REDIRECTS
         for scheme in ('http://', 'https://'):
             self._session.mount(scheme, self.adapter)
+
+    @property
+    def question(self) -> Hashable:
+        # Who asks is told in it.
+        return self.location
 
     @property
     def resumable(self) -> bool:

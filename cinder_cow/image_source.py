@@ -5,7 +5,7 @@ A source is opened once and stays what it was: what was inspected is what is
 read. Optional abilities are protocols, found by presence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 import contextlib
 import os
 import pathlib
@@ -80,7 +80,14 @@ class Seekable(Protocol):
 
 @runtime_checkable
 class Resumable(Seekable, Protocol):
-    """A source on a server."""
+    """A source on a server.
+
+    :ivar question: what it asks, and as whom: two sources that have the same
+        get the same answer
+    """
+
+    @property
+    def question(self) -> Hashable: ...
 
     def release(self) -> None:
         """Let go of a connection that is not used for a while."""

@@ -20,6 +20,7 @@ from cinder_cow import image_location
 from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import reader_source
+from cinder_cow import single_flight
 from cinder_cow.drivers import base
 from cinder_cow.drivers import bases
 from cinder_cow.handlers import base as image_handlers
@@ -230,6 +231,18 @@ class _Planner:
         for verdict in self._verdicts.values():
             if verdict and verdict.content_size is not None:
                 return None, verdict.content_size
+        if not isinstance(self._source, image_source.Resumable):
+            return self._inspect()
+        question = (
+            self._driver.backend,
+            self._source.question,
+            image.locations,
+            repr(image),
+        )
+        return single_flight.share(question, self._inspect)
+
+    def _inspect(self) -> tuple[Refusal | None, int]:
+        image = self._image
         with reader_source.nearest(
             image, self._source, self._driver
         ) as source:

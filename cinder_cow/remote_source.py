@@ -6,7 +6,7 @@ so that no byte is fetched twice, and a connection that breaks is opened
 again at the byte it had reached, as long as it gets on.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 import functools
 import time
 from typing import Protocol, TypeVar
@@ -56,6 +56,7 @@ class Remote(Protocol):
     :ivar resumable: that a later connection goes on with the same bytes is
         told by it, or by a hash
     :ivar checkable: opening it again shows whether it changed
+    :ivar question: as of ``image_source.Resumable``
     """
 
     @property
@@ -69,6 +70,9 @@ class Remote(Protocol):
 
     @property
     def checkable(self) -> bool: ...
+
+    @property
+    def question(self) -> Hashable: ...
 
     def open(self, offset: int) -> Body:
         """Ask for the bytes from an offset on.
@@ -101,6 +105,10 @@ class RemoteSource(handles.Closing):
     @property
     def label(self) -> str:
         return self._remote.label
+
+    @property
+    def question(self) -> Hashable:
+        return self._remote.question
 
     @property
     def size(self) -> int:

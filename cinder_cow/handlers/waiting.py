@@ -17,8 +17,10 @@ from cinder_cow import refusal
 from cinder_cow.drivers import bases
 from cinder_cow.refusal import Reason
 
-# Seconds between two questions to the back end.
+# Seconds between two questions to the back end, and until one who does not
+# ask looks whether somebody still does.
 _POLL = 0.2
+_LOOK = 1.0
 
 
 class Turn:
@@ -73,7 +75,7 @@ def turn(
                     seconds=wait,
                 )
             waits(queue.making)
-            queue.wait()
+            queue.wait(max(0, deadline - time.monotonic()))
         try:
             if isinstance(found, bases.Base):
                 queue.result = found
@@ -115,6 +117,8 @@ class _Queue:
         self._changed = threading.Condition()
         self._is_busy = False
         self._ask_after = 0.0
+        # The thread that asked last, and will ask again.
+        self._asker = 0
 
     @property
     def owner(self) -> str:
@@ -139,6 +143,7 @@ class _Queue:
         if not isinstance(found, bases.Making):
             return found
         self.making = found
+        self._asker = threading.get_ident()
         self._ask_after = time.monotonic() + _POLL
         with self._changed:
             self._is_busy = False
@@ -150,9 +155,11 @@ class _Queue:
             self._ask_after = 0
             self._changed.notify_all()
 
-    def wait(self) -> None:
+    def wait(self, most: float) -> None:
+        """Wait until it is worth asking again, for that long at most."""
+        asks = self._asker == threading.get_ident()
         with self._changed:
-            self._changed.wait(_POLL)
+            self._changed.wait(min(most, _POLL if asks else _LOOK))
 
 
 _queues: dict[tuple[str, str], _Queue] = {}

@@ -87,6 +87,10 @@ class Source:
                 )
             yield content[start : start + PIECE]
 
+    @property
+    def question(self):
+        return id(self)
+
     def release(self):
         pass
 

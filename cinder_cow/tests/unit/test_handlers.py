@@ -72,6 +72,10 @@ class Source:
             self.read += len(piece)
             yield piece
 
+    @property
+    def question(self):
+        return id(self)
+
     def release(self):
         self.released = True
 
