@@ -154,7 +154,8 @@ class TestLook(http_place.HttpTestCase):
 
         # An answer takes so long that all of them wait for it.
         slow = http_behaviour.Behaviour(DATA, content_length=slowly)
-        with http_server.Server({f'/{name}': slow for name in names}) as server:
+        paths = {f'/{name}': slow for name in names}
+        with http_server.Server(paths) as server:
             with futures.ThreadPoolExecutor(len(names)) as pool:
                 sizes = set(pool.map(make, names))
             self.assertEqual(1, len(sizes))
