@@ -113,7 +113,10 @@ def _unpublish(pool: ceph.Pool, image_id: str) -> None:
 
 
 def is_published(pool: ceph.Pool, image_id: str) -> bool:
-    return SNAPSHOT in pool.header(image_id).kept().snapshots
+    # An image that is being made has its names before its header.
+    with ceph.ignored(errno.ENOENT):
+        return SNAPSHOT in pool.header(image_id).kept().snapshots
+    return False
 
 
 def protect(pool: ceph.Pool, image_id: str) -> None:
