@@ -96,7 +96,8 @@ ceph_modules() {
 # Make .venv-services: the services of OpenStack that tests talk to, apart
 # from .venv, so that what they pin does not decide what we run with.
 services_environment() {
-    pinned_environment "$SERVICES" "$ROOT/tools/services.txt"
+    pinned_environment "$SERVICES" "$ROOT/tools/services.txt" || return 1
+    ceph_modules "$SERVICES"
 }
 
 # Make .venv-upstream: Cinder, whose own driver ours is measured beside.

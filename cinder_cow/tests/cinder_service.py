@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Cinder for tests, without Keystone, beside ``services.Glance``."""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import select
+import signal
+import socket
+import sqlite3
+import subprocess
+import tempfile
+import time
+
+import requests
+
+from cinder_cow.tests import ceph_client
+from cinder_cow.tests import ceph_config
+from cinder_cow.tests import services
+from cinder_cow.tests import volume_api
+
+BACKEND = 'rbd1'
+_START_SECONDS = 60
+# For a process that was told to end; it takes 0.8 s when it does nothing.
+_STOP_SECONDS = 5
+# What has as many lines as there are requests would hide why one failed;
+# the others print every statement and every connection.
+_QUIET = (
+    'eventlet.wsgi.server',
+    'cinder.api.openstack.wsgi',
+    'sqlalchemy',
+    'stevedore',
+    'taskflow',
+    'urllib3.connectionpool',
+)
+
+_PASTE = """
+[composite:osapi_volume]
+use = call:cinder.api:root_app_factory
+/: versions
+/v3: v3
+
+[pipeline:versions]
+pipeline = request_id faultwrap versions_app
+
+[app:versions_app]
+paste.app_factory = cinder.api.versions:Versions.factory
+
+[pipeline:v3]
+pipeline = request_id faultwrap sizelimit token_auth context v3_app
+
+[app:v3_app]
+paste.app_factory = cinder.api.v3.router:APIRouter.factory
+
+[filter:request_id]
+paste.filter_factory = cinder.api.middleware.request_id:RequestId.factory
+
+[filter:faultwrap]
+paste.filter_factory = cinder.api.middleware.fault:FaultWrapper.factory
+
+[filter:sizelimit]
+paste.filter_factory = oslo_middleware.sizelimit:RequestBodySizeLimiter.factory
+
+[filter:token_auth]
+paste.filter_factory = cinder_cow.tests.token_auth:token_auth
+
+[filter:context]
+paste.filter_factory = cinder.api.middleware.auth:CinderKeystoneContext.factory
+"""
+
+
+class Cinder(volume_api.Client):
+    """A Cinder on a free port of 127.0.0.1, which finds cinder_cow.
+
+    API, scheduler and volume services are one process. It asks Glance as an
+    administrator, whoever asked it. It ends with the ``with`` block, or when
+    the thread dies that entered it or called ``restart``; what it made in
+    Ceph stays there.
+
+    :param directory: where all its files are; removed by who made it
+    :param glance: where images are, as ``services.Glance``
+    :param ceph: whose pool "volumes" is a back end, for its user "cinder"
+    :param drivers: sections of cinder.conf by the name of the back end, by
+        default Cinder's own driver on that pool
+    :param settings: sections of cinder.conf that differ, dictionaries of
+        options
+    :raises RuntimeError: on entering, if it does not start, and its log
+    :raises unittest.SkipTest: on entering, if this is not a checkout, or
+        there is no module of Ceph for this Python
+    """
+
+    def __init__(
+        self, directory, glance, ceph=None, *, drivers=None, settings=None
+    ):
+        super().__init__()
+        self.directory = pathlib.Path(directory).absolute()
+        self.glance = glance
+        self.process: subprocess.Popen[bytes] | None = None
+        self._listener: socket.socket | None = None
+        self.drivers = drivers or upstream_driver(ceph)
+        self.settings = self._settings()
+        for section, options in (settings or {}).items():
+            self.settings.setdefault(section, {}).update(options)
+
+    def _settings(self):
+        top = self.directory
+        helper = (
+            f'{services.PROGRAMS}/privsep-helper'
+            f' --config-file {top}/cinder.conf'
+        )
+        return {
+            'DEFAULT': {
+                'use_stderr': True,
+                'default_log_levels': ','.join(f'{q}=WARN' for q in _QUIET),
+                'state_path': top / 'state',
+                'host': 'cow',
+                'my_ip': '127.0.0.1',
+                'auth_strategy': 'noauth',
+                'api_paste_config': top / 'api-paste.ini',
+                'transport_url': 'fake://',
+                'glance_api_servers': self.glance.url,
+                'image_conversion_dir': top / 'conversion',
+                'enabled_backends': ','.join(self.drivers),
+                'default_volume_type': '__DEFAULT__',
+                'quota_volumes': -1,
+                'quota_snapshots': -1,
+                'quota_gigabytes': -1,
+                # Seconds. A back end that was down is known to be up again.
+                'backend_stats_polling_interval': 10,
+                'report_interval': 5,
+                # What the owner of cached images would be.
+                'cinder_internal_tenant_project_id': 'internal',
+                'cinder_internal_tenant_user_id': 'internal',
+            },
+            'database': _database_options(top / 'cinder.sqlite'),
+            'oslo_concurrency': {'lock_path': top / 'locks'},
+            'coordination': {'backend_url': f'file://{top}/coordination'},
+            'oslo_policy': {'policy_file': top / 'policy.json'},
+            'oslo_messaging_notifications': {'driver': 'noop'},
+            # By default they are started by sudo.
+            'cinder_sys_admin': {'helper_command': helper},
+            'privsep_osbrick': {'helper_command': helper},
+            **self.drivers,
+        }
+
+    def __enter__(self):
+        ceph_client.needed()
+        services.environment_of_services()
+        database = _database()
+        self._write_files(database)
+        # It gets a socket that listens, which is open here too: nobody can
+        # take its port, and a request that comes early, or before a restart,
+        # waits instead of being refused.
+        self._listener = socket.create_server(('127.0.0.1', 0))
+        self.url = f'http://127.0.0.1:{self._listener.getsockname()[1]}'
+        try:
+            self.restart()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_exc_info):
+        self.stop()
+
+    def _write_files(self, database):
+        for name in ('conversion', 'locks', 'coordination', 'state', 'tmp'):
+            (self.directory / name).mkdir(parents=True)
+        conf = self.directory / 'cinder.conf'
+        ceph_config.write_sections(conf, self.settings)
+        (self.directory / 'api-paste.ini').write_text(_PASTE)
+        (self.directory / 'policy.json').write_text(json.dumps({}))
+        (self.directory / 'cinder.sqlite').write_bytes(database)
+
+    def restart(self):
+        """Start it, if it was killed, with what it has; wait for its pools.
+
+        :raises RuntimeError: it does not start, and its log
+        """
+        self.kill()
+        with (self.directory / 'log').open('ab') as log:
+            self._launch(log)
+        self._wait_for_pools()
+
+    def _launch(self, log):
+        assert self._listener
+        descriptor = self._listener.fileno()
+        self.process = subprocess.Popen(
+            ['setpriv', '--pdeathsig', 'KILL',
+             services.PROGRAMS / 'python', '-m',
+             'cinder_cow.tests.cinder_program', str(descriptor),
+             '--config-file', self.directory / 'cinder.conf'],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={
+                'PATH': f'{services.PROGRAMS}:{os.environ["PATH"]}',
+                'PYTHONPATH': str(services.ROOT),
+                'TMPDIR': str(self.directory / 'tmp'),
+            },
+            pass_fds=[descriptor],
+            # So that one signal reaches it and what it runs, and Control-C
+            # reaches us alone.
+            start_new_session=True,
+        )  # fmt: skip
+
+    def _wait_for_pools(self):
+        """Wait until the scheduler knows each back end.
+
+        That a service is up may have been written before a restart.
+        """
+        assert self.process
+        deadline = time.monotonic() + _START_SECONDS
+        missing = set(self.drivers)
+        while missing:
+            if self.process.poll() is not None:
+                raise RuntimeError(
+                    f'Cinder did not start:\n{self.end_of_log()}'
+                )
+            if time.monotonic() > deadline:
+                names = ', '.join(sorted(missing))
+                raise RuntimeError(
+                    f'Cinder has no pool of {names}:\n{self.end_of_log()}'
+                )
+            # Its first answers may be errors.
+            with contextlib.suppress(requests.RequestException, RuntimeError):
+                # Not longer: a process that has ended answers nothing.
+                pools = self.pools(timeout=1)
+                missing -= {_backend(name) for name in pools}
+            time.sleep(0.05)
+
+    def stop(self):
+        """End it, at most 5 s after it was told to."""
+        if self.process and self.process.poll() is None:
+            descriptor = os.pidfd_open(self.process.pid)
+            try:
+                self.process.terminate()
+                # Ready when it has ended, but not reaped: what it ran may
+                # still be there.
+                select.select([descriptor], [], [], _STOP_SECONDS)
+            finally:
+                os.close(descriptor)
+        self.kill()
+        if self._listener:
+            self._listener.close()
+
+    def kill(self):
+        """End it at once, as a crash does; ``restart`` starts it again."""
+        process, self.process = self.process, None
+        # Only while it is ours to reap: its number is not another's.
+        if process and process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    @property
+    def log(self):
+        return (self.directory / 'log').read_text(errors='replace')
+
+
+def upstream_driver(ceph, **options):
+    """Return Cinder's own driver on a Ceph's pool "volumes", as a section."""
+    section = ceph_config.cinder_sections(ceph.directory)[BACKEND]
+    return {BACKEND: {**section, **options}}
+
+
+def _backend(pool):
+    """Tell the back end of a pool; its name is host@backend#pool."""
+    return pool.partition('@')[2].partition('#')[0]
+
+
+@functools.cache
+def _database():
+    """Make an empty database of Cinder, once per process: it takes 2 s."""
+    with tempfile.TemporaryDirectory(prefix='cow-test-') as top:
+        path = pathlib.Path(top) / 'cinder.sqlite'
+        _make_database(path)
+        return path.read_bytes()
+
+
+def _database_options(path):
+    # Nothing of it outlives a crash of the machine.
+    return {'connection': f'sqlite:///{path}', 'sqlite_synchronous': False}
+
+
+def _make_database(path):
+    settings = path.with_name('cinder.conf')
+    sections = {'database': _database_options(path)}
+    ceph_config.write_sections(settings, sections)
+    manage = services.PROGRAMS / 'cinder-manage'
+    done = subprocess.run(
+        [manage, '--config-file', settings, 'db', 'sync'],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={'PATH': os.environ['PATH']},
+    )
+    if done.returncode:
+        raise RuntimeError(f'cinder-manage db sync failed:\n{done.stdout}')
+    database = sqlite3.connect(path)
+    with contextlib.closing(database):
+        # Who reads does not wait for who writes. The file keeps it.
+        database.execute('PRAGMA journal_mode = wal')
