@@ -100,9 +100,8 @@ def check_published(pool: ceph.Pool, image_id: str) -> None:
 
 
 def _is_whole(pool: ceph.Pool, image_id: str) -> bool:
-    header = pool.header(image_id)
-    snapshot = header.kept().snapshots.get(SNAPSHOT)
-    return snapshot is not None and header.has_map(snapshot)
+    snapshot = _published(pool, image_id)
+    return snapshot is not None and pool.header(image_id).has_map(snapshot)
 
 
 def _unpublish(pool: ceph.Pool, image_id: str) -> None:
@@ -113,10 +112,14 @@ def _unpublish(pool: ceph.Pool, image_id: str) -> None:
 
 
 def is_published(pool: ceph.Pool, image_id: str) -> bool:
+    return _published(pool, image_id) is not None
+
+
+def _published(pool: ceph.Pool, image_id: str) -> ceph.Snapshot | None:
     # An image that is being made has its names before its header.
     with ceph.ignored(errno.ENOENT):
-        return SNAPSHOT in pool.header(image_id).kept().snapshots
-    return False
+        return pool.header(image_id).kept().snapshots.get(SNAPSHOT)
+    return None
 
 
 def protect(pool: ceph.Pool, image_id: str) -> None:

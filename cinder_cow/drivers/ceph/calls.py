@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 import contextlib
 import errno
+from typing import Any
 
 try:
     import rados
@@ -75,3 +76,11 @@ def ignored(*numbers: int) -> Iterator[None]:
     except CephError as error:
         if error.errno not in numbers:
             raise
+
+
+def has_object(ioctx: Any, name: str) -> bool:  # noqa: ANN401 - a rados.Ioctx
+    """Whether there is an object of that name; one small read."""
+    with ignored(errno.ENOENT):
+        ioctx.stat(name)
+        return True
+    return False

@@ -14,7 +14,7 @@ import struct
 from typing import Self
 
 from cinder_cow.drivers.ceph.calls import CephError
-from cinder_cow.drivers.ceph.calls import ignored
+from cinder_cow.drivers.ceph.calls import has_object
 from cinder_cow.drivers.ceph.calls import translated
 from cinder_cow.drivers.ceph.encoding import packed
 from cinder_cow.drivers.ceph.encoding import unpacked
@@ -158,10 +158,7 @@ class Header:
         if not self._features() & _OBJECT_MAP:
             return True
         # As src/librbd/ObjectMap.cc of Ceph names it.
-        with ignored(errno.ENOENT):
-            self._ioctx.stat(f'{self._map_name}.{snapshot.id:016x}')
-            return True
-        return False
+        return has_object(self._ioctx, f'{self._map_name}.{snapshot.id:016x}')
 
     def set_metadata(self, values: dict[str, bytes]) -> None:
         """Keep texts with the image, as ``rbd image-meta`` does."""

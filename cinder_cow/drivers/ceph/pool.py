@@ -10,6 +10,7 @@ from typing import Any, TYPE_CHECKING
 
 from oslo_utils import units
 
+from cinder_cow.drivers.ceph.calls import has_object
 from cinder_cow.drivers.ceph.calls import ignored
 from cinder_cow.drivers.ceph.calls import translated
 from cinder_cow.drivers.ceph.encoding import packed
@@ -215,10 +216,7 @@ class Pool:
                 yield one.key
 
     def has_object(self, name: str) -> bool:
-        with ignored(errno.ENOENT):
-            self.ioctx.stat(name)
-            return True
-        return False
+        return has_object(self.ioctx, name)
 
     def read_object(self, name: str) -> bytes:
         """Read a small object; b'' where there is none."""
