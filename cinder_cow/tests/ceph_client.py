@@ -21,11 +21,12 @@ except ImportError as _error:
 else:
     _missing = ''
 
-# Requests fail in the end when a daemon is gone; by default they hang.
+# Requests fail in the end when a daemon is gone; by default they hang. A disk
+# that frees gigabytes can be still for more than a minute.
 CLIENT = {
-    'client_mount_timeout': '30',
-    'rados_mon_op_timeout': '30',
-    'rados_osd_op_timeout': '60',
+    'client_mount_timeout': '120',
+    'rados_mon_op_timeout': '120',
+    'rados_osd_op_timeout': '300',
 }
 
 

@@ -86,8 +86,10 @@ class TestOrphans(test_rbd_base_kills.BaseKillCase):
     def forget_rows(self):
         with self.pool_opened() as pool:
             rows = pool.rows(rbd_leases.OBJECT)
-            for key in rows.all():
+            for key, row in rows.all().items():
                 rows.delete(key)
+                # It would end at any time, and be found only then.
+                rows.forget_lock(rbd_leases.Lease.unpacked(row).id)
 
     @contextlib.contextmanager
     def pool_opened(self):
