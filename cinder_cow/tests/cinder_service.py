@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import select
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -18,6 +17,7 @@ import requests
 
 from cinder_cow.tests import ceph_client
 from cinder_cow.tests import ceph_config
+from cinder_cow.tests import service_process
 from cinder_cow.tests import services
 from cinder_cow.tests import volume_api
 
@@ -71,7 +71,7 @@ paste.filter_factory = cinder.api.middleware.auth:CinderKeystoneContext.factory
 """
 
 
-class Cinder(volume_api.Client):
+class Cinder(service_process.ServiceProcess, volume_api.Client):
     """A Cinder on a free port of 127.0.0.1, which finds cinder_cow.
 
     API, scheduler and volume services are one process. It asks Glance as an
@@ -97,7 +97,6 @@ class Cinder(volume_api.Client):
         super().__init__()
         self.directory = pathlib.Path(directory).absolute()
         self.glance = glance
-        self.process: subprocess.Popen[bytes] | None = None
         self._listener: socket.socket | None = None
         self.drivers = drivers or upstream_driver(ceph)
         self.settings = self._settings()
@@ -150,20 +149,14 @@ class Cinder(volume_api.Client):
         services.environment_of_services()
         database = _database()
         self._write_files(database)
-        # It gets a socket that listens, which is open here too: nobody can
-        # take its port, and a request that comes early, or before a restart,
-        # waits instead of being refused.
-        self._listener = socket.create_server(('127.0.0.1', 0))
-        self.url = f'http://127.0.0.1:{self._listener.getsockname()[1]}'
+        # Open here too, so that a request that comes before a restart waits.
+        self._listener, self.url = service_process.listener()
         try:
             self.restart()
         except BaseException:
             self.stop()
             raise
         return self
-
-    def __exit__(self, *_exc_info):
-        self.stop()
 
     def _write_files(self, database):
         for name in ('conversion', 'locks', 'coordination', 'state', 'tmp'):
@@ -247,18 +240,6 @@ class Cinder(volume_api.Client):
         if self._listener:
             self._listener.close()
 
-    def kill(self):
-        """End it at once, as a crash does; ``restart`` starts it again."""
-        process, self.process = self.process, None
-        # Only while it is ours to reap: its number is not another's.
-        if process and process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    @property
-    def log(self):
-        return (self.directory / 'log').read_text(errors='replace')
-
 
 def upstream_driver(ceph, **options):
     """Return Cinder's own driver on a Ceph's pool "volumes", as a section."""
@@ -290,16 +271,7 @@ def _make_database(path):
     sections = {'database': _database_options(path)}
     ceph_config.write_sections(settings, sections)
     manage = services.PROGRAMS / 'cinder-manage'
-    done = subprocess.run(
-        [manage, '--config-file', settings, 'db', 'sync'],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={'PATH': os.environ['PATH']},
-    )
-    if done.returncode:
-        raise RuntimeError(f'cinder-manage db sync failed:\n{done.stdout}')
+    service_process.managed(manage, '--config-file', settings, 'db', 'sync')
     database = sqlite3.connect(path)
     with contextlib.closing(database):
         # Who reads does not wait for who writes. The file keeps it.

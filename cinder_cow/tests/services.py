@@ -5,17 +5,14 @@ They run in an environment of their own, ``.venv-services``, so that what they
 pin does not decide what we run with. ``tools/test`` makes it.
 """
 
-import configparser
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import pathlib
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -26,7 +23,9 @@ import unittest
 import requests
 
 from cinder_cow.tests import ceph_client
+from cinder_cow.tests import ceph_config
 from cinder_cow.tests import image_api
+from cinder_cow.tests import service_process
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAMS = ROOT / '.venv-services/bin'
@@ -85,7 +84,7 @@ class Request:
     size: int | None = None
 
 
-class Glance(image_api.Client):
+class Glance(service_process.ServiceProcess, image_api.Client):
     """A Glance on a free port of 127.0.0.1, with two file stores.
 
     Given a Ceph, it has a store there too, ``rbd1``, which is the default.
@@ -119,7 +118,6 @@ class Glance(image_api.Client):
         self.ceph = ceph
         self.threads = threads
         self.policy = policy or {}
-        self.process: subprocess.Popen[bytes] | None = None
         usual = RBD_STORE if ceph else STORES[0]
         self.settings = self._settings(default_store or usual)
         self.settings['DEFAULT'].update(
@@ -164,10 +162,10 @@ class Glance(image_api.Client):
     def __enter__(self):
         programs = environment_of_services()
         database = _database()
-        # gunicorn gets a socket that listens: nobody can take its port, and
-        # a request that comes early waits instead of being refused.
-        with socket.create_server(('127.0.0.1', 0)) as listener:
-            self.url = f'http://127.0.0.1:{listener.getsockname()[1]}'
+        if self.ceph:
+            ceph_client.needed()
+        listener, self.url = service_process.listener()
+        with listener:
             self._write_files(database)
             self._start(programs, listener.fileno())
         try:
@@ -177,14 +175,13 @@ class Glance(image_api.Client):
             raise
         return self
 
-    def __exit__(self, *_exc_info):
-        self.stop()
-
     def _write_files(self, database):
         for name in ('cache', 'os_glance_staging_store'):
             (self.directory / name).mkdir(parents=True)
         self.settings['DEFAULT']['worker_self_reference_url'] = self.url
-        _write_settings(self.directory / 'glance-api.conf', self.settings)
+        ceph_config.write_sections(
+            self.directory / 'glance-api.conf', self.settings
+        )
         (self.directory / 'paste.ini').write_text(_PASTE)
         policy = json.dumps(self.policy)
         (self.directory / 'policy.json').write_text(policy)
@@ -195,8 +192,6 @@ class Glance(image_api.Client):
         (self.directory / 'python').mkdir()
         module = pathlib.Path(__file__).with_name('token_auth.py')
         shutil.copy(module, self.directory / 'python')
-        if self.ceph:
-            _link_ceph_modules(self.directory / 'python')
 
     def _start(self, programs, listener):
         # setpriv binds gunicorn to us. Its worker misses it after 1 s at most,
@@ -246,18 +241,6 @@ class Glance(image_api.Client):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         self.kill()
-
-    def kill(self):
-        """End it at once, as a crash does."""
-        process, self.process = self.process, None
-        # Only while it is ours to reap: its number is not another's.
-        if process and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    @property
-    def log(self):
-        return (self.directory / 'log').read_text(errors='replace')
 
     def requests(self, settle=5):
         """Return the requests so far.
@@ -312,21 +295,6 @@ class Glance(image_api.Client):
                 raise LookupError(f'{done.rowcount} images are {image_id}')
 
 
-def _link_ceph_modules(directory):
-    """Show Glance the modules rados and rbd, and nothing that is beside them.
-
-    Its environment is of the Python that ours is of, and they are on no
-    index from which it could have them.
-    """
-    ceph_client.needed()
-    for name in ('rados', 'rbd'):
-        found = importlib.util.find_spec(name)
-        assert found
-        assert found.origin
-        path = pathlib.Path(found.origin).resolve()
-        (directory / path.name).symlink_to(path)
-
-
 def environment_of_services():
     """Return the directory of the services' programs.
 
@@ -356,22 +324,8 @@ def _make_database(database):
         'connection': f'sqlite:///{database}',
         'sqlite_synchronous': False,
     }
-    _write_settings(settings, {'database': options})
+    ceph_config.write_sections(settings, {'database': options})
     programs = environment_of_services()
-    done = subprocess.run(
-        [programs / 'glance-manage', '--config-file', settings, 'db_sync'],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={'PATH': os.environ['PATH']},
+    service_process.managed(
+        programs / 'glance-manage', '--config-file', settings, 'db_sync'
     )
-    if done.returncode:
-        raise RuntimeError(f'glance-manage db_sync failed:\n{done.stdout}')
-
-
-def _write_settings(path, sections):
-    parser = configparser.RawConfigParser()
-    parser.read_dict(sections)
-    with path.open('w') as file:
-        parser.write(file)

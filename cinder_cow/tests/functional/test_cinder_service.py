@@ -17,15 +17,11 @@ from oslo_utils import units
 from oslotest import base as test_base
 
 from cinder_cow.tests import ceph_cluster
+from cinder_cow.tests import cinder_case
 from cinder_cow.tests import cinder_service
 from cinder_cow.tests import corpus
-from cinder_cow.tests import rbd_glance_case
 from cinder_cow.tests import rbd_place
 from cinder_cow.tests import services
-from cinder_cow.tests import storage
-
-with contextlib.suppress(ImportError):  # without it, the tests are skipped
-    import rbd  # noqa: TID251
 
 MEMBER = 'alice:a1:member'
 OTHER = 'bob:b2:member'
@@ -47,27 +43,8 @@ with cinder_service.Cinder(top, tests.NO_GLANCE, ceph) as cinder:
 """
 
 
-class CinderTestCase(test_base.BaseTestCase):
-    def directory(self):
-        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
-        self.addCleanup(shutil.rmtree, top)
-        return pathlib.Path(top) / 'cinder'
-
-
-class TestCinder(CinderTestCase):
+class TestCinder(cinder_case.CinderCase):
     """Tests of one Cinder with its own driver; each leaves nothing."""
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.cluster = ceph_cluster.shared()
-        cls.glance = rbd_glance_case.shared()
-        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
-        cls.addClassCleanup(shutil.rmtree, top)
-        cls.cinder = cinder_service.Cinder(
-            pathlib.Path(top) / 'cinder', cls.glance, cls.cluster
-        )
-        cls.enterClassContext(cls.cinder)
 
     def setUp(self):
         super().setUp()
@@ -76,38 +53,6 @@ class TestCinder(CinderTestCase):
 
     def assert_left(self, before):
         self.assertEqual(before, rbd_place.left(self.cluster, 'volumes'))
-
-    def stored(self, disk_format='raw', **options):
-        image_id = self.glance.create(disk_format, **options)
-        self.addCleanup(self.glance.delete, image_id)
-        return image_id
-
-    def qcow2(self, data):
-        path = pathlib.Path(tempfile.mkdtemp()) / 'image'
-        corpus.Image('qcow2', corpus.converted(data)).make(path)
-        return self.stored('qcow2', path=path)
-
-    def created(self, **options):
-        """Make a volume of 1 GiB; it goes with the test."""
-        volume = self.cinder.create_volume(1, **options)
-        self.addCleanup(self.cinder.delete_volume, volume)
-        self.cinder.wait(volume)
-        return volume
-
-    def assert_content(self, volume, expected, parent=None):
-        """Check a volume's first MiB, that zeros follow, and its parent."""
-        with (
-            rbd_place.opened(self.cluster, 'volumes') as ioctx,
-            rbd.Image(ioctx, f'volume-{volume}', read_only=True) as image,
-        ):
-            self.assertEqual(units.Gi, image.size())
-            self.assertTrue(storage.same(expected, image.read(0, units.Mi)))
-            self.assertFalse(any(image.read(units.Mi, units.Mi)))
-            try:
-                found = image.parent_info()
-            except rbd.ImageNotFound:
-                found = None
-            self.assertEqual(parent, found and tuple(found))
 
     def test_a_raw_image_is_cloned(self):
         data = os.urandom(units.Mi)
@@ -138,8 +83,7 @@ class TestCinder(CinderTestCase):
         self.glance.set_hash(
             image_id, os_hash_algo='sha512', os_hash_value='0' * 128
         )
-        volume = self.cinder.create_volume(1, image_id=image_id)
-        self.addCleanup(self.cinder.delete_volume, volume)
+        volume = self.begun(image_id=image_id)
         error = self.assertRaises(RuntimeError, self.cinder.wait, volume)
         self.assertIn(f'volume {volume} is error', str(error))
         # It is Cinder that knows why.
@@ -176,7 +120,12 @@ class TestCinder(CinderTestCase):
         self.assert_content(volume, data, ('images', image_id, 'snap'))
 
 
-class TestStarting(CinderTestCase):
+class TestStarting(test_base.BaseTestCase):
+    def directory(self):
+        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
+        self.addCleanup(shutil.rmtree, top)
+        return pathlib.Path(top) / 'cinder'
+
     def test_it_tells_why_it_does_not_start(self):
         section = {'volume_driver': 'cinder_cow.no_such.Driver'}
         cinder = cinder_service.Cinder(

@@ -2,33 +2,27 @@
 """Our driver in a real Cinder, through its API, with a real Glance."""
 
 import contextlib
-import pathlib
-import shutil
-import tempfile
 from typing import ClassVar
 
 from oslo_utils import units
-from oslotest import base as test_base
 
-from cinder_cow.tests import ceph_cluster
+from cinder_cow.tests import cinder_case
 from cinder_cow.tests import cinder_service
 from cinder_cow.tests import corpus
-from cinder_cow.tests import rbd_glance_case
 from cinder_cow.tests import rbd_place
-from cinder_cow.tests import storage
 
 with contextlib.suppress(ImportError):  # without it, the tests are skipped
     import rbd  # noqa: TID251
 
 DRIVER = 'cinder_cow.plugin.rbd.CowRBDDriver'
-POOL = 'volumes'
+POOL = cinder_case.POOL
 BASES = 'cow-base-'
 # RBD_FEATURE_EXCLUSIVE_LOCK.
 EXCLUSIVE_LOCK = 4
 
 
-class PluginTestCase(test_base.BaseTestCase):
-    """Has one Cinder for the tests of a class.
+class PluginTestCase(cinder_case.CinderCase):
+    """Has our driver.
 
     :cvar options: of the back end
     """
@@ -36,45 +30,13 @@ class PluginTestCase(test_base.BaseTestCase):
     options: ClassVar[dict[str, str]] = {}
 
     @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.cluster = ceph_cluster.shared()
-        cls.glance = rbd_glance_case.shared()
-        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
-        cls.addClassCleanup(shutil.rmtree, top)
-        section = cinder_service.upstream_driver(
+    def section(cls, top):
+        return cinder_service.upstream_driver(
             cls.cluster,
             volume_driver=DRIVER,
             cow_scratch_dir=top,
             **cls.options,
         )
-        cls.cinder = cinder_service.Cinder(
-            pathlib.Path(top) / 'cinder', cls.glance, drivers=section
-        )
-        cls.enterClassContext(cls.cinder)
-
-    def stored(self, disk_format='raw', **options):
-        image_id = self.glance.create(disk_format, **options)
-        self.addCleanup(self.glance.delete, image_id)
-        return image_id
-
-    def qcow2(self, content, **options):
-        top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
-        self.addCleanup(shutil.rmtree, top)
-        path = pathlib.Path(top) / 'image'
-        corpus.Image('qcow2', corpus.converted(content)).make(path)
-        return self.stored('qcow2', path=path, **options)
-
-    def begun(self, image_id, **options):
-        """Begin to make a volume of 1 GiB; it goes with the test."""
-        volume = self.cinder.create_volume(1, image_id=image_id, **options)
-        self.addCleanup(self.cinder.delete_volume, volume)
-        return volume
-
-    def created(self, image_id, **options):
-        volume = self.begun(image_id, **options)
-        self.cinder.wait(volume)
-        return volume
 
     def type(self, **extra_specs):
         claims = {'name': self.id()[-200:], 'extra_specs': extra_specs}
@@ -88,32 +50,15 @@ class PluginTestCase(test_base.BaseTestCase):
         self.addCleanup(self.cinder.do, 'DELETE', path)
         return found['id']
 
-    def assert_content(self, volume, expected):
-        """Check a volume's first bytes, and that zeros follow."""
-        size = len(expected)
-        with self.opened(volume) as image:
-            self.assertEqual(units.Gi, image.size())
-            self.assertTrue(storage.same(expected, image.read(0, size)))
-            self.assertFalse(any(image.read(size, units.Mi)))
-
-    def parent(self, volume):
-        """Tell pool and image that a volume was cloned from."""
-        with self.opened(volume) as image:
-            pool, name, _snapshot = image.parent_info()
-        return pool, name
-
-    @contextlib.contextmanager
-    def opened(self, volume):
-        with (
-            rbd_place.opened(self.cluster, POOL) as ioctx,
-            rbd.Image(ioctx, f'volume-{volume}', read_only=True) as image,
-        ):
-            yield image
-
     def bases(self):
         with rbd_place.opened(self.cluster, POOL) as ioctx:
             found = rbd.RBD().list(ioctx)
         return [name for name in found if name.startswith(BASES)]
+
+    def new_base(self, before):
+        """Tell the one base that was not there before."""
+        (base,) = set(self.bases()) - before
+        return POOL, base, 'snap'
 
     def told(self, volume, words):
         """Tell the first line of the log that has a volume and some words."""
@@ -127,9 +72,8 @@ class TestImages(PluginTestCase):
     def test_raw_in_the_cluster_is_cloned_from_there(self):
         content = corpus.noise(units.Mi)
         image_id = self.stored(data=content)
-        volume = self.created(image_id)
-        self.assert_content(volume, content)
-        self.assertEqual(('images', image_id), self.parent(volume))
+        volume = self.created(image_id=image_id)
+        self.assert_content(volume, content, ('images', image_id, 'snap'))
         line = self.told(volume, 'was made in')
         self.assertIn(f'/images/{image_id}/snap', line)
         self.assertIn(' 0 bytes copied', line)
@@ -139,30 +83,31 @@ class TestImages(PluginTestCase):
         content = corpus.holey(units.Mi)
         image_id = self.qcow2(content, store='file1')
         before = set(self.bases())
-        volumes = [self.created(image_id)]
+        volumes = [self.created(image_id=image_id)]
         self.assertEqual(1, len(self.glance.downloads(image_id)))
         # Of the second one, only whether it may be read is asked.
-        volumes.append(self.created(image_id))
-        (base,) = set(self.bases()) - before
+        volumes.append(self.created(image_id=image_id))
+        base = self.new_base(before)
         for volume in volumes:
-            self.assert_content(volume, content)
-            self.assertEqual((POOL, base), self.parent(volume))
+            self.assert_content(volume, content, base)
         self.assertIn('make a base', self.told(volumes[0], 'was made in'))
         self.assertIn('of its base', self.told(volumes[1], 'was made in'))
 
     def test_another_format_in_the_cluster_is_not_downloaded(self):
         content = corpus.noise(units.Mi)
         image_id = self.qcow2(content)
-        volume = self.created(image_id)
-        self.assert_content(volume, content)
+        before = set(self.bases())
+        volume = self.created(image_id=image_id)
+        self.assert_content(volume, content, self.new_base(before))
         self.assertEqual([], self.glance.downloads(image_id))
 
     def test_what_its_type_wants_is_set_up(self):
         kind = self.type(multiattach='<is> True')
         content = corpus.noise(units.Mi)
-        volume = self.created(self.stored(data=content), volume_type=kind)
+        image_id = self.stored(data=content)
+        volume = self.created(image_id=image_id, volume_type=kind)
         self.assertTrue(self.cinder.show(volume)['multiattach'])
-        self.assert_content(volume, content)
+        self.assert_content(volume, content, ('images', image_id, 'snap'))
         with self.opened(volume) as image:
             self.assertFalse(image.features() & EXCLUSIVE_LOCK)
 
@@ -174,7 +119,7 @@ class TestImages(PluginTestCase):
         path = f'/qos-specs/{qos}/associate?vol_type_id={kind}'
         self.cinder.do('GET', path)
         image_id = self.stored(data=corpus.noise(units.Mi))
-        volume = self.begun(image_id, volume_type=kind)
+        volume = self.begun(image_id=image_id, volume_type=kind)
         self.assertRaises(RuntimeError, self.cinder.wait, volume)
         with rbd_place.opened(self.cluster, POOL) as ioctx:
             self.assertNotIn(f'volume-{volume}', rbd.RBD().list(ioctx))
@@ -185,7 +130,7 @@ class TestImages(PluginTestCase):
         self.glance.set_hash(
             image_id, os_hash_algo='sha512', os_hash_value='0' * 128
         )
-        volume = self.begun(image_id)
+        volume = self.begun(image_id=image_id)
         self.assertRaises(RuntimeError, self.cinder.wait, volume)
         line = self.told(volume, 'is left to Cinder')
         self.assertIn('sha512', line)
@@ -197,7 +142,7 @@ class TestRefusing(PluginTestCase):
     options: ClassVar = {'cow_enabled': 'false', 'cow_fallback': 'refuse'}
 
     def test_it_is_refused(self):
-        volume = self.begun(self.stored(data=corpus.noise(units.Mi)))
+        volume = self.begun(image_id=self.stored(data=corpus.noise(units.Mi)))
         error = self.assertRaises(RuntimeError, self.cinder.wait, volume)
         self.assertIn('is error', str(error))
         self.assertIn('ImageCopyFailure', self.cinder.log)
