@@ -63,7 +63,7 @@ def write(
     """
     _write_keys(directory)
     fsid = str(uuid.uuid4())
-    monitor = f'[v2:127.0.0.1:{_free_port()}/0]'
+    monitor = f'[v2:127.0.0.1:{free_port()}/0]'
     sections = _sections(directory, fsid, monitor, store, osd_size)
     _override(sections, settings)
     write_sections(directory / 'ceph.conf', sections)
@@ -209,7 +209,8 @@ def _new_key() -> str:
     return base64.b64encode(head + os.urandom(16)).decode()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port for a server that cannot be given a socket."""
     # Neither one that the kernel gives to clients nor one of the OSDs, which
     # look for theirs from 6800 on. A seed of the tests does not matter.
     choice = random.SystemRandom()

@@ -5,6 +5,7 @@ import contextlib
 import pathlib
 import shutil
 import tempfile
+from typing import ClassVar
 
 from oslo_utils import units
 from oslotest import base as test_base
@@ -23,7 +24,26 @@ POOL = 'volumes'
 
 
 class CinderCase(test_base.BaseTestCase):
-    """Has one Cinder for the tests of a class, and leaves it nothing."""
+    """Has one Cinder for the tests of a class, and leaves it nothing.
+
+    :cvar settings: sections of cinder.conf that differ
+    :cvar native: Cinder runs in native threads
+    :cvar attaches: it can attach volumes itself, as for a backup
+    """
+
+    settings: ClassVar[dict[str, dict[str, object]]] = {}
+    native = False
+    attaches = False
+
+    @classmethod
+    def ceph(cls):
+        """Give the cluster of the back end."""
+        return ceph_cluster.shared()
+
+    @classmethod
+    def asked(cls):
+        """Give what Cinder takes for Glance."""
+        return cls.glance
 
     @classmethod
     def section(cls, top):
@@ -36,21 +56,29 @@ class CinderCase(test_base.BaseTestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.cluster = ceph_cluster.shared()
+        cls.cluster = cls.ceph()
         cls.glance = rbd_glance_case.shared()
         top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
         cls.addClassCleanup(shutil.rmtree, top)
         cls.cinder = cinder_service.Cinder(
             pathlib.Path(top) / 'cinder',
-            cls.glance,
+            cls.asked(),
             drivers=cls.section(top),
+            settings=cls.settings,
+            native=cls.native,
+            keyring=cls.cluster.keyring('cinder') if cls.attaches else None,
         )
         cls.enterClassContext(cls.cinder)
 
     def stored(self, disk_format='raw', **options):
         image_id = self.glance.create(disk_format, **options)
-        self.addCleanup(self.glance.delete, image_id)
+        self.addCleanup(self.delete_image, image_id)
         return image_id
+
+    def delete_image(self, image_id):
+        """Delete an image, if it is still there."""
+        if self.glance.request('GET', f'/v2/images/{image_id}').ok:
+            self.glance.delete(image_id)
 
     def qcow2(self, content, **options):
         top = tempfile.mkdtemp(prefix='cow-test-', dir='/var/tmp')
@@ -62,8 +90,13 @@ class CinderCase(test_base.BaseTestCase):
     def begun(self, **options):
         """Begin to make a volume of 1 GiB; it goes with the test."""
         volume = self.cinder.create_volume(1, **options)
-        self.addCleanup(self.cinder.delete_volume, volume)
+        self.addCleanup(self.delete, volume)
         return volume
+
+    def delete(self, volume):
+        """Delete a volume, if it is still there."""
+        if self.cinder.request('GET', f'/volumes/{volume}').ok:
+            self.cinder.delete_volume(volume)
 
     def created(self, **options):
         volume = self.begun(**options)

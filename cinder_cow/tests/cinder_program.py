@@ -10,7 +10,7 @@ with "database is locked".
 # mypy: disable-error-code="import-not-found"
 # ruff: noqa: E402, TID251
 
-from cinder import monkey_patch
+from cinder_cow.tests import monkey_patch
 
 # Before all other imports, as in Cinder's own programs.
 monkey_patch.patch()
@@ -18,9 +18,12 @@ monkey_patch.patch()
 import os
 import shlex
 import socket
+import socketserver
 import sys
+import threading
 import time
 from typing import Any
+from wsgiref import simple_server
 
 from cinder import coordination
 from cinder import objects
@@ -49,6 +52,9 @@ CONF = cfg.CONF
 # takes several messages, one after the other.
 _POLL_SECONDS = 0.005
 
+# What has backups made at all; Cinder's default needs Swift.
+_BACKUPS = 'cinder.backup.drivers.posix.PosixBackupDriver'
+
 _send = impl_fake.FakeDriver._send
 
 
@@ -59,9 +65,12 @@ class _Service(service.Service):
     process, the last one would get the heartbeats of all.
     """
 
+    _reporting = threading.Lock()
+
     def report_state(self) -> None:
-        service.Service.service_id = self.origin_service_id
-        super().report_state()
+        with self._reporting:
+            service.Service.service_id = self.origin_service_id
+            super().report_state()
 
 
 def main() -> None:
@@ -69,16 +78,46 @@ def main() -> None:
     _prepare(words)
     _make_transport_a_wire()
     rpc.init(CONF)
+    started = [_Service.create(binary=constants.SCHEDULER_BINARY)]
+    started += map(_volume_service, CONF.enabled_backends)
+    CONF.import_opt('backup_driver', 'cinder.backup.manager')
+    if CONF.backup_driver == _BACKUPS:
+        started.append(_backup_service())
+    sock = socket.socket(fileno=int(listener))
+    serve = _serve_green if monkey_patch.is_patched() else _serve_natively
+    serve(started, sock)
+
+
+def _serve_green(started: list[Any], sock: socket.socket) -> None:
     # cinder-api makes a socket of its own; ours listened before it began.
-    wsgi.Server._get_socket = lambda *_args: socket.socket(
-        fileno=int(listener)
-    )
+    wsgi.Server._get_socket = lambda *_args: sock
     launcher = launchers.ServiceLauncher(CONF)
-    launcher.launch_service(_Service.create(binary=constants.SCHEDULER_BINARY))
-    for backend in CONF.enabled_backends:
-        launcher.launch_service(_volume_service(backend))
-    launcher.launch_service(service.WSGIService('osapi_volume'))
+    for one in (*started, service.WSGIService('osapi_volume')):
+        launcher.launch_service(one)
     launcher.wait()
+
+
+class _Server(socketserver.ThreadingMixIn, simple_server.WSGIServer):
+    """Cinder's own server and launcher want eventlet, or processes."""
+
+    daemon_threads = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        handler = simple_server.WSGIRequestHandler
+        super().__init__(sock.getsockname(), handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = sock
+        self.server_name, self.server_port = sock.getsockname()
+        self.setup_environ()
+
+
+def _serve_natively(started: list[Any], sock: socket.socket) -> None:
+    for one in started:
+        # The scheduler waits in it for the others.
+        threading.Thread(target=one.start).start()
+    server = _Server(sock)
+    server.set_app(wsgi.Loader(CONF).load_app('osapi_volume'))
+    server.serve_forever()
 
 
 def _prepare(words: list[str]) -> None:
@@ -105,6 +144,16 @@ def _volume_service(backend: str) -> Any:
         service_name=backend,
         binary=constants.VOLUME_BINARY,
         coordination=True,
+    )
+
+
+def _backup_service() -> Any:
+    return _Service.create(
+        binary='cinder-backup',
+        coordination=True,
+        service_name='backup',
+        process_number=1,
+        semaphore=utils.semaphore_factory(0, 1),
     )
 
 

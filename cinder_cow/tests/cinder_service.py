@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
+import unittest
 
 import requests
 
@@ -35,6 +36,15 @@ _QUIET = (
     'taskflow',
     'urllib3.connectionpool',
 )
+# Kept in the database when that is made; from then on it counts.
+_QUOTAS = {
+    'quota_volumes': -1,
+    'quota_snapshots': -1,
+    'quota_gigabytes': -1,
+}
+
+# Of the environment: "1" has Cinder run in native threads.
+_NATIVE = 'OS_CINDER_DISABLE_EVENTLET_PATCHING'
 
 _PASTE = """
 [composite:osapi_volume]
@@ -86,15 +96,28 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
         default Cinder's own driver on that pool
     :param settings: sections of cinder.conf that differ, dictionaries of
         options
+    :param native: run it in native threads, not in eventlet's
+    :param keyring: the path of one that it is to find in /etc/ceph, where
+        os-brick alone looks for them; it takes root
     :raises RuntimeError: on entering, if it does not start, and its log
     :raises unittest.SkipTest: on entering, if this is not a checkout, or
         there is no module of Ceph for this Python
     """
 
     def __init__(
-        self, directory, glance, ceph=None, *, drivers=None, settings=None
+        self,
+        directory,
+        glance,
+        ceph=None,
+        *,
+        drivers=None,
+        settings=None,
+        native=False,
+        keyring=None,
     ):
         super().__init__()
+        self.native = native
+        self._keyring = keyring
         self.directory = pathlib.Path(directory).absolute()
         self.glance = glance
         self._listener: socket.socket | None = None
@@ -123,9 +146,7 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
                 'image_conversion_dir': top / 'conversion',
                 'enabled_backends': ','.join(self.drivers),
                 'default_volume_type': '__DEFAULT__',
-                'quota_volumes': -1,
-                'quota_snapshots': -1,
-                'quota_gigabytes': -1,
+                **_QUOTAS,
                 # Seconds. A back end that was down is known to be up again.
                 'backend_stats_polling_interval': 10,
                 'report_interval': 5,
@@ -147,8 +168,8 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
     def __enter__(self):
         ceph_client.needed()
         services.environment_of_services()
-        database = _database()
-        self._write_files(database)
+        self._write_files()
+        self._make_database()
         # Open here too, so that a request that comes before a restart waits.
         self._listener, self.url = service_process.listener()
         try:
@@ -158,14 +179,16 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
             raise
         return self
 
-    def _write_files(self, database):
+    def _write_files(self):
         for name in ('conversion', 'locks', 'coordination', 'state', 'tmp'):
             (self.directory / name).mkdir(parents=True)
         conf = self.directory / 'cinder.conf'
         ceph_config.write_sections(conf, self.settings)
         (self.directory / 'api-paste.ini').write_text(_PASTE)
         (self.directory / 'policy.json').write_text(json.dumps({}))
-        (self.directory / 'cinder.sqlite').write_bytes(database)
+
+    def _make_database(self):
+        (self.directory / 'cinder.sqlite').write_bytes(_database())
 
     def restart(self):
         """Start it, if it was killed, with what it has; wait for its pools.
@@ -180,11 +203,18 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
     def _launch(self, log):
         assert self._listener
         descriptor = self._listener.fileno()
-        self.process = subprocess.Popen(
-            ['setpriv', '--pdeathsig', 'KILL',
-             services.PROGRAMS / 'python', '-m',
-             'cinder_cow.tests.cinder_program', str(descriptor),
-             '--config-file', self.directory / 'cinder.conf'],
+        self.process = self._run(
+            log,
+            'python', '-m', 'cinder_cow.tests.cinder_program', str(descriptor),
+            '--config-file', self.directory / 'cinder.conf',
+        )  # fmt: skip
+
+    def _run(self, log, program, *words):
+        """Start a program of the services' environment, with our socket."""
+        assert self._listener
+        return subprocess.Popen(
+            ['setpriv', '--pdeathsig', 'KILL', *self._place(),
+             services.PROGRAMS / program, *words],
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -193,12 +223,29 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
                 'PATH': f'{services.PROGRAMS}:{os.environ["PATH"]}',
                 'PYTHONPATH': str(services.ROOT),
                 'TMPDIR': str(self.directory / 'tmp'),
+                # Where Cinder looks for cinder.conf if it is not told.
+                'HOME': str(self.directory),
+                _NATIVE: str(int(self.native)),
             },
-            pass_fds=[descriptor],
+            pass_fds=[self._listener.fileno()],
             # So that one signal reaches it and what it runs, and Control-C
             # reaches us alone.
             start_new_session=True,
         )  # fmt: skip
+
+    def _place(self):
+        """Give the words that have a program see another /etc/ceph."""
+        if not self._keyring:
+            return []
+        if os.geteuid():
+            raise unittest.SkipTest(
+                'machine: mounting on /etc/ceph needs root'
+            )
+        script = (
+            'mkdir -p /etc/ceph && mount -t tmpfs cow-test /etc/ceph &&'
+            ' cp "$0" /etc/ceph/ceph.client.cinder.keyring && exec "$@"'
+        )
+        return ['unshare', '--mount', 'sh', '-c', script, self._keyring]
 
     def _wait_for_pools(self):
         """Wait until the scheduler knows each back end.
@@ -224,6 +271,16 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
                 pools = self.pools(timeout=1)
                 missing -= {_backend(name) for name in pools}
             time.sleep(0.05)
+
+    def told(self, volume_id):
+        """Return the admin metadata of a volume, which no API shows."""
+        query = (
+            'SELECT key, value FROM volume_admin_metadata'
+            ' WHERE volume_id = ? AND NOT deleted'
+        )
+        database = sqlite3.connect(self.directory / 'cinder.sqlite')
+        with contextlib.closing(database):
+            return dict(database.execute(query, [volume_id]))
 
     def stop(self):
         """End it, at most 5 s after it was told to."""
@@ -268,11 +325,8 @@ def _database_options(path):
 
 def _make_database(path):
     settings = path.with_name('cinder.conf')
-    sections = {'database': _database_options(path)}
+    sections = {'DEFAULT': _QUOTAS, 'database': _database_options(path)}
     ceph_config.write_sections(settings, sections)
     manage = services.PROGRAMS / 'cinder-manage'
     service_process.managed(manage, '--config-file', settings, 'db', 'sync')
-    database = sqlite3.connect(path)
-    with contextlib.closing(database):
-        # Who reads does not wait for who writes. The file keeps it.
-        database.execute('PRAGMA journal_mode = wal')
+    service_process.share(path)

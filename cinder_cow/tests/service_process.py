@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What real services for tests have in common: a process, files and a log."""
 
+import contextlib
 import os
 import pathlib
 import signal
 import socket
+import sqlite3
 import subprocess
 
 
@@ -64,3 +66,12 @@ def managed(*command):
     if done.returncode:
         program = pathlib.Path(command[0]).name
         raise RuntimeError(f'{program} failed:\n{done.stdout}')
+
+
+def share(database):
+    """Have readers of a database of SQLite not wait for who writes.
+
+    The file keeps it.
+    """
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute('PRAGMA journal_mode = wal')

@@ -28,8 +28,12 @@ from cinder_cow.tests import image_api
 from cinder_cow.tests import service_process
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROGRAMS = ROOT / '.venv-services/bin'
+# Another one, for instance with another release of Cinder.
+_GIVEN = os.environ.get('COW_SERVICES')
+PROGRAMS = pathlib.Path(_GIVEN or ROOT / '.venv-services') / 'bin'
 STORES = ('file1', 'file2')
+# Of a log, in an error.
+_LINES = 40
 RBD_STORE = 'rbd1'
 
 _VERSIONS = (
@@ -74,7 +78,7 @@ class Request:
     """A request that Glance got, and its answer, None while it lasts.
 
     The size counts what gunicorn took to send, in bytes; a client that left
-    may have got less of the last 64 KiB.
+    may have got less of the last 64 KiB. The seconds are those of sending it.
     """
 
     method: str
@@ -82,6 +86,7 @@ class Request:
     range: str | None
     status: int | None = None
     size: int | None = None
+    seconds: float | None = None
 
 
 class Glance(service_process.ServiceProcess, image_api.Client):
@@ -137,7 +142,8 @@ class Glance(service_process.ServiceProcess, image_api.Client):
                 'image_cache_dir': top / 'cache',
             },
             'database': {
-                'connection': f'sqlite:///{top}/glance.sqlite',
+                # Seconds that one writer waits for another; by default 5.
+                'connection': f'sqlite:///{top}/glance.sqlite?timeout=60',
                 # Nothing of it outlives a crash of the machine.
                 'sqlite_synchronous': False,
             },
@@ -227,9 +233,8 @@ class Glance(service_process.ServiceProcess, image_api.Client):
             answer = self.request('GET', '/v2/images?limit=1')
             answer.raise_for_status()
         except requests.RequestException as error:
-            lines = self.log.splitlines()[-30:]
             raise RuntimeError(
-                '\n'.join([f'Glance did not start: {error}', *lines])
+                f'Glance did not start: {error}\n{self._end_of_log()}'
             ) from None
 
     def stop(self):
@@ -241,6 +246,16 @@ class Glance(service_process.ServiceProcess, image_api.Client):
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         self.kill()
+
+    def do(self, method, path, **options):
+        try:
+            return super().do(method, path, **options)
+        except requests.HTTPError as error:
+            text = f'{error}\n{self._end_of_log()}'
+            raise requests.HTTPError(text, response=error.response) from None
+
+    def _end_of_log(self):
+        return '\n'.join(self.log.splitlines()[-_LINES:])
 
     def requests(self, settle=5):
         """Return the requests so far.
@@ -284,7 +299,9 @@ class Glance(service_process.ServiceProcess, image_api.Client):
         self, image_id, checksum=None, os_hash_algo=None, os_hash_value=None
     ):
         """Set what Glance lets nobody set; what is not given is unset."""
-        database = sqlite3.connect(self.directory / 'glance.sqlite')
+        database = sqlite3.connect(
+            self.directory / 'glance.sqlite', timeout=60
+        )
         with contextlib.closing(database), database:
             done = database.execute(
                 'UPDATE images SET checksum = ?, os_hash_algo = ?,'
@@ -304,7 +321,7 @@ def environment_of_services():
     if not (ROOT / 'setup.cfg').exists():
         raise unittest.SkipTest('machine: installed without its source')
     # The stamp of tools/setup.sh: all of it is there.
-    if not any(PROGRAMS.parent.glob('.done-*')):
+    if not _GIVEN and not any(PROGRAMS.parent.glob('.done-*')):
         raise RuntimeError('tools/test makes .venv-services; it is missing')
     return PROGRAMS
 
@@ -329,3 +346,4 @@ def _make_database(database):
     service_process.managed(
         programs / 'glance-manage', '--config-file', settings, 'db_sync'
     )
+    service_process.share(database)

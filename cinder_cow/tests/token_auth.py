@@ -8,6 +8,7 @@ modules.
 import itertools
 import json
 import os
+import time
 from urllib import parse
 
 # What Keystone's bootstrap makes each role imply.
@@ -100,6 +101,7 @@ class _Body:
         self.recorder = recorder
         self.chunks = chunks
         self.answer = answer
+        self.begun = time.monotonic()
 
     def __iter__(self):
         for chunk in self.chunks:
@@ -111,7 +113,8 @@ class _Body:
             if hasattr(self.chunks, 'close'):
                 self.chunks.close()
         finally:
-            self.recorder.write(**self.answer)
+            seconds = time.monotonic() - self.begun
+            self.recorder.write(**self.answer, seconds=seconds)
 
 
 def token_auth(_global_conf, **_conf):

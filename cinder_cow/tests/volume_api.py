@@ -127,6 +127,29 @@ class Client:
         """What errors quote the end of."""
         return ''
 
+    def messages(self, volume_id, token=None):
+        """Return what a user is told of a volume, the newest first."""
+        answer = self.do(
+            'GET',
+            f'/messages?resource_uuid={volume_id}',
+            token=token,
+            headers={'OpenStack-API-Version': 'volume 3.5'},
+        )
+        return answer.json()['messages']
+
+    def usage(self, token='admin:admin:admin'):
+        """Return what counts for the quotas of a project, by its name."""
+        project = token.split(':')[1]
+        answer = self.do(
+            'GET', f'/os-quota-sets/{project}?usage=true', token=token
+        )
+        found = answer.json()['quota_set']
+        return {
+            name: (usage['in_use'], usage['reserved'])
+            for name, usage in found.items()
+            if isinstance(usage, dict)
+        }
+
     # Both
 
     def _create(self, kind, claims, token):
