@@ -49,7 +49,7 @@ def convert(
     """
     if there := _readable_there(image, source):
         digest = ''
-        if settings.verify_linked:
+        if settings.verify_linked or image.signature:
             digest = fetching.hashed(image, source)
         copied = _convert(sink, image, there, settings, report)
         if digest:

@@ -76,10 +76,10 @@ def turn(
 def hashed(image: images.ImageInfo, source: image_source.ImageSource) -> str:
     """Read an image for its hash, if it claims one; return it or ''.
 
-    :raises ImageError: HASH_MISMATCH, or it cannot be read
+    :raises ImageError: HASH_MISMATCH, SIGNATURE_INVALID, or it cannot be read
     """
     with hashing.hasher(image) as hasher:
-        if hashing.expected(image):
+        if hashing.expected(image) or image.signature:
             for piece in source.pieces():
                 hasher.update(piece)
         return hasher.check()
@@ -109,7 +109,7 @@ def _fetch(
     try:
         return _append(image, source, file, report)
     except exception.ImageError as error:
-        if not kept or error.reason is not Reason.HASH_MISMATCH:
+        if not kept or error.reason not in hashing.OTHER_BYTES:
             raise
         # The part that was there may be at fault, and not the image.
         file.cut(0)

@@ -68,6 +68,7 @@ def _share(
         not isinstance(sink, base.FileTarget)
         or not isinstance(source, image_source.LocalFile)
         or hashing.expected(image)
+        or image.signature
     ):
         return False
     streaming.check_head(image, source.head(formats.HEAD))

@@ -67,11 +67,15 @@ logging.getLogger('keystoneauth.identity').setLevel(logging.ERROR)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """Which Glance, in keystoneauth's terms; None: as its catalogue says."""
+    """Which Glance, in keystoneauth's terms; None: as its catalogue says.
+
+    :param global_request_id: what the logs of all services tell of a request
+    """
 
     endpoint_override: str | None = None
     interface: str | list[str] | None = None
     region_name: str | None = None
+    global_request_id: str | None = None
 
 
 class _Adapter(http_session.BoundedAdapter):

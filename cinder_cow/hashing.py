@@ -33,6 +33,8 @@ LENGTHS = {
 }
 _OUR_OWN = 'sha256'
 USUAL = ('sha512', 'sha256', 'md5')
+# Why an image is refused of which a part that was kept may be at fault.
+OTHER_BYTES = {Reason.HASH_MISMATCH, Reason.SIGNATURE_INVALID}
 
 
 class Hasher(Protocol):
@@ -40,10 +42,10 @@ class Hasher(Protocol):
         """Take the next bytes, or the length of the next hole."""
 
     def check(self) -> str:
-        """Wait for the hash and compare it with the claimed one.
+        """Wait for the hash and compare it with what is claimed.
 
         :returns: 'algorithm:value', or '' when there was nothing to do
-        :raises ImageError: HASH_MISMATCH
+        :raises ImageError: HASH_MISMATCH, SIGNATURE_INVALID
         """
 
 
@@ -74,10 +76,11 @@ def hasher(image: images.ImageInfo, always: bool = False) -> Iterator[Hasher]:
     :param always: else hash it by an algorithm of ours, for the record
     """
     claimed = expected(image)
-    if claimed is None and not always:
+    if claimed is None and not always and not image.signature:
         yield _NoHasher()
         return
-    thread = _ThreadHasher(image, *(claimed or (_OUR_OWN, None)))
+    own = image.signature.algorithm if image.signature else _OUR_OWN
+    thread = _ThreadHasher(image, *(claimed or (own, None)))
     try:
         yield thread
     finally:
@@ -99,7 +102,13 @@ class _ThreadHasher:
         self._image = image
         self._algorithm = algorithm
         self._value = value
-        self._hash = hashlib.new(algorithm, usedforsecurity=False)
+        # Of a signature, another one where that was made of another.
+        names = {algorithm}
+        if image.signature:
+            names.add(image.signature.algorithm)
+        self._hashes = {
+            name: hashlib.new(name, usedforsecurity=False) for name in names
+        }
         self._queue: queue.Queue[bytes | int | None] = queue.Queue(_DEPTH)
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -109,9 +118,15 @@ class _ThreadHasher:
 
     def check(self) -> str:
         self.stop()
-        found = self._hash.hexdigest()
+        found = self._hashes[self._algorithm].hexdigest()
+        self._compare(found)
+        if signature := self._image.signature:
+            signature.check(self._hashes[signature.algorithm].digest())
+        return f'{self._algorithm}:{found}'
+
+    def _compare(self, found: str) -> None:
         if self._value is None:
-            return f'{self._algorithm}:{found}'
+            return
         if not hmac.compare_digest(found, self._value.lower()):
             raise exception.ImageError.because(
                 Reason.HASH_MISMATCH,
@@ -120,7 +135,6 @@ class _ThreadHasher:
                 found=found,
                 expected=self._value,
             )
-        return f'{self._algorithm}:{found}'
 
     def stop(self) -> None:
         # Not once only: where a signal has broken off a notify() of the
@@ -133,9 +147,13 @@ class _ThreadHasher:
     def _work(self) -> None:
         while (piece := self._queue.get()) is not None:
             if isinstance(piece, bytes):
-                self._hash.update(piece)
+                self._add(piece)
                 continue
             while piece:
                 length = min(piece, len(_ZEROS))
-                self._hash.update(memoryview(_ZEROS)[:length])
+                self._add(memoryview(_ZEROS)[:length])
                 piece -= length
+
+    def _add(self, data: bytes | memoryview) -> None:
+        for one in self._hashes.values():
+            one.update(data)

@@ -9,7 +9,7 @@ the disk is taken from the bytes, never from here.
 from collections.abc import Mapping
 import dataclasses
 import re
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from oslo_utils import units
 
@@ -18,6 +18,24 @@ from cinder_cow import image_location
 from cinder_cow import refusal
 
 _HEX = re.compile(r'[0-9a-fA-F]+')
+
+
+class Signature(Protocol):
+    """A signature of an image; made by who knows where certificates are.
+
+    :ivar algorithm: of the hash that was signed, as hashlib names it
+    :ivar identity: tells it from all others; kept with what was found to
+        have it
+    """
+
+    algorithm: str
+    identity: str
+
+    def check(self, digest: bytes) -> None:
+        """Compare it with a hash of the image's bytes.
+
+        :raises ImageError: SIGNATURE_INVALID
+        """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +55,7 @@ class ImageInfo:
     :param locations: where its bytes are, untrusted, in the order to try
     :param locations_told_by: what of Glance told them
     :param locations_hidden: why Glance tells none
+    :param signature: that its bytes must have, where that is asked for
     """
 
     id: str
@@ -57,6 +76,9 @@ class ImageInfo:
     locations_told_by: str = ''
     locations_hidden: refusal.Refusal | None = None
     properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    signature: Signature | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def label(self) -> str:
@@ -78,6 +100,7 @@ class ImageInfo:
         fields = _RecordReader(record)
         known = {field.name for field in dataclasses.fields(cls)}
         known.add('direct_url')
+        known.remove('signature')
         made_at = fields.text('created_at')
         return cls(
             id=fields.required_text('id'),

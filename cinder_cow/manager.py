@@ -21,6 +21,7 @@ from cinder_cow import image_source
 from cinder_cow import opts
 from cinder_cow import outcome as outcomes
 from cinder_cow import plan as plans
+from cinder_cow import signing
 from cinder_cow import streaming
 from cinder_cow import volume_records as records
 from cinder_cow.drivers import base
@@ -200,14 +201,17 @@ class _Attempt:
         candidate: plans.Candidate,
         failures: tuple[outcomes.Failure, ...],
     ) -> outcomes.Outcome:
-        location, base_made, digest = candidate.location, False, ''
-        if candidate.kind is plans.Kind.CLONE_BASE and self._plan.base:
-            digest = self._plan.base.facts.hash
+        location, base_made = candidate.location, False
+        found: bases.Base | None = None
+        if candidate.kind is plans.Kind.CLONE_BASE:
+            found = self._plan.base
         if candidate.handler is not None:
             fetched = self._prepare_base(candidate.handler)
-            location, base_made = fetched.base.location, fetched.made
-            digest = fetched.base.facts.hash
+            found, base_made = fetched.base, fetched.made
+            location = found.location
+        digest = found.facts.hash if found else ''
         if location:
+            self._require_signature(found, location)
             volume = self._clone(location)
         else:
             volume, digest = self._stream()
@@ -225,6 +229,28 @@ class _Attempt:
         """Tell the hash that was compared: one of our own proves nothing."""
         claimed = ':'.join(hashing.expected(self._image) or ())
         return digest if digest == claimed else ''
+
+    def _require_signature(
+        self,
+        found: bases.Base | None,
+        location: image_location.Location,
+    ) -> None:
+        """Let nothing be cloned that has not the signature of its image."""
+        if self._image.signature is None:
+            return
+        with self._phase('verify'):
+            if found and isinstance(self._driver, bases.BaseKeeper):
+                signing.require_of_base(
+                    found,
+                    self._image,
+                    self._source,
+                    self._driver,
+                    self._settings,
+                )
+            else:
+                signing.require_of_location(
+                    location, self._image, self._driver
+                )
 
     def _clone(self, location: image_location.Location) -> base.VolumeInfo:
         assert isinstance(self._driver, base.Cloner)

@@ -70,12 +70,22 @@ class Outcome:
         }[self.candidate.kind]
 
     @property
+    def refusal(self) -> Refusal | None:
+        """What mattered most of why no candidate before it was used."""
+        found = _cause(_telling(self.failures)) if self.failures else None
+        return found if found and found.reason not in _NO_NEWS else None
+
+    @property
     def seconds(self) -> float:
         return sum(phase.seconds for phase in self.phases)
 
     @property
     def bytes_copied(self) -> int:
         return sum(phase.bytes for phase in self.phases)
+
+
+# What stands at the end of the candidates anyway.
+_NO_NEWS = {Reason.NO_BASE, Reason.FALLBACK_REFUSED}
 
 
 class NoCandidateError(exception.CowError):
@@ -92,6 +102,11 @@ class NoCandidateError(exception.CowError):
         self.failures = failures
         self._telling = _telling(failures)
         super().__init__(self._telling[-1])
+
+    @property
+    def cause(self) -> Refusal:
+        """What mattered most, besides that copies are forbidden."""
+        return _cause(self._telling)
 
     def __str__(self) -> str:
         reasons = ' Also: '.join(map(str, self._telling))
@@ -110,3 +125,8 @@ def _telling(failures: tuple[Failure, ...]) -> list[Refusal]:
     # That there is no base yet is no news where none could be made.
     others = [r for r in refusals.values() if r.reason is not Reason.NO_BASE]
     return told_by_all or others or list(refusals.values())
+
+
+def _cause(telling: list[Refusal]) -> Refusal:
+    news = [r for r in telling if r.reason not in _NO_NEWS]
+    return (news or telling)[-1]

@@ -60,6 +60,8 @@ class Reason(enum.Enum):
     DATA_FILE = 'data_file'
     UNKNOWN_FEATURES = 'unknown_features'
     ENCRYPTED = 'encrypted'
+    OWN_KEY = 'own_key'
+    SIGNATURE_INVALID = 'signature_invalid'
     IMAGE_CORRUPT = 'image_corrupt'
     IMAGE_TOO_LARGE = 'image_too_large'
     EXPANDS_TOO_FAR = 'expands_too_far'
@@ -96,6 +98,7 @@ class Reason(enum.Enum):
     CONVERSION_FAILED = 'conversion_failed'
     MKFS_FAILED = 'mkfs_failed'
     BACKEND_ERROR = 'backend_error'
+    UNEXPECTED = 'unexpected'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -278,6 +281,14 @@ _TEXTS: dict[Reason, _Text] = {
             ' secret,... --image-opts ... -O qcow2 NEW), or use LUKS.'
         ),
     ),
+    Reason.OWN_KEY: _Text(
+        _("image '%(image)s' is encrypted: %(problem)s"),
+        _('Create the volume with an encrypted volume type.'),
+    ),
+    Reason.SIGNATURE_INVALID: _Text(
+        _("the signature of image '%(image)s' does not hold: %(problem)s"),
+        _('Upload the image again with its signature and certificate.'),
+    ),
     Reason.IMAGE_CORRUPT: _Text(
         _("image '%(image)s' is damaged or cut short: %(problem)s"),
         _(
@@ -459,6 +470,10 @@ _TEXTS: dict[Reason, _Text] = {
     Reason.BACKEND_ERROR: _Text(
         _("back end '%(backend)s' failed: %(problem)s"),
         _('Look at the storage; the system log may say more.'),
+    ),
+    Reason.UNEXPECTED: _Text(
+        _('cinder_cow has a fault: %(problem)s'),
+        _('Report it, with the traceback in the log of the service.'),
     ),
 }
 

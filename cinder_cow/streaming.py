@@ -68,7 +68,7 @@ def stream(
         try:
             return _stream(sink, image, source, report, sink)
         except exception.ImageError as error:
-            if error.reason is not Reason.HASH_MISMATCH:
+            if error.reason not in hashing.OTHER_BYTES:
                 raise
             # What was kept may be at fault, and not the image.
     sink.restart()

@@ -91,6 +91,8 @@ class BaseFacts:
     :param damaged: a scrub found other bytes than were published
     :param missing_since: when Glance first said that there is no such image;
         0: it did not
+    :param signature: which one the image was found to have; empty: none was
+        asked for
     """
 
     key: BaseKey
@@ -104,6 +106,7 @@ class BaseFacts:
     pinned: bool = False
     damaged: bool = False
     missing_since: float = 0
+    signature: str = ''
 
     def packed(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -257,7 +260,7 @@ class BaseKeeper(base.Driver, base.Cloner, Protocol):
     def set_base_facts(self, name: str, **changes: Any) -> None:  # noqa: ANN401
         """Change facts of a published base: those that are no identity.
 
-        :param changes: last_used, pinned, damaged, missing_since
+        :param changes: last_used, pinned, damaged, missing_since, signature
         :raises BackendError: BASE_NOT_FOUND
         """
 
@@ -294,6 +297,29 @@ class BaseLinker(Protocol):
         :raises BackendError: NOT_LINKABLE, with nothing changed: it would
             have to be copied
         """
+
+
+@runtime_checkable
+class SignatureKeeper(base.ImageReader, Protocol):
+    """Remembers which images, where they are, were found to have what.
+
+    Of an image that is replaced nothing is remembered, even where its
+    location stays the same.
+    """
+
+    def has_signature(
+        self, image_info: images.ImageInfo, identity: str
+    ) -> bool:
+        """Tell whether it is remembered that an image has a signature.
+
+        :param image_info: narrowed to one location that is cloneable
+        :raises BackendError: it is not
+        """
+
+    def keep_signature(
+        self, image_info: images.ImageInfo, identity: str
+    ) -> None:
+        """Remember that all bytes were compared with a signature."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

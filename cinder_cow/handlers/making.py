@@ -106,6 +106,7 @@ class Maker:
         return base.Fetched(made, True, filled.bytes_copied)
 
     def _facts(self, filled: streaming.Filled) -> bases.BaseFacts:
+        signature = self.image.signature
         return bases.BaseFacts(
             key=self.key,
             image_name=self.image.label,
@@ -114,6 +115,8 @@ class Maker:
             hash=filled.hash,
             made_at=time.time(),
             verified=filled.verified.value,
+            # It was compared where the bytes were hashed.
+            signature=signature.identity if signature and filled.hash else '',
         )
 
 

@@ -74,7 +74,7 @@ class VolumeLinking:
             writer: bases.BaseWriter, report: streaming.Progress
         ) -> streaming.Filled:
             streaming.check_head(image, source.head(formats.HEAD))
-            if self._settings.verify_linked:
+            if self._settings.verify_linked or image.signature:
                 digest = fetching.hashed(image, source)
                 if digest:
                     return streaming.Filled.of(image, 0, digest)

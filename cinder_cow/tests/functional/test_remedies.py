@@ -47,6 +47,8 @@ from cinder_cow.tests import rbd_case
 from cinder_cow.tests import rbd_victim
 from cinder_cow.tests import services
 from cinder_cow.tests import storage
+from cinder_cow.tests.functional import test_plugin_signatures
+from cinder_cow.tests.functional import test_plugin_telling
 from cinder_cow.tests.functional import test_rbd_remedies
 from cinder_cow.tests.http_behaviour import Behaviour
 from cinder_cow.tests.http_behaviour import Framing
@@ -988,6 +990,9 @@ class TestComplete(test_base.BaseTestCase):
                     TestGlanceRemedies,
                     TestBaseRemedies,
                     test_rbd_remedies.TestRbdRemedies,
+                    test_plugin_telling.TestKeys,
+                    test_plugin_telling.TestOddities,
+                    test_plugin_signatures.TestSignatures,
                 )
             )
         ]
