@@ -4,7 +4,8 @@
 Most of it has a row in ``cow_leases``, which a sweep finds. What has none was
 left by other tools, by a pool that was restored, or by a row that somebody
 removed; it is told by its name, which is one of ours. Whatever has a row of
-its own is somebody's, and no orphan of the other kinds.
+its own is somebody's, and no orphan of the other kinds. What Cinder's own
+driver leaves is in :mod:`.rbd_leaks`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from cinder_cow.drivers import orphans
 from cinder_cow.drivers import rbd_base_store
 from cinder_cow.drivers import rbd_base_works
 from cinder_cow.drivers import rbd_cleanup
+from cinder_cow.drivers import rbd_leaks
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_sweep
@@ -66,6 +68,7 @@ class Orphans(orphans.Orphans):
             yield from self._manifest(image_id)
         yield from self._locks()
         yield from self._verdicts()
+        yield from rbd_leaks.found(self._pool)
 
     # By row
 

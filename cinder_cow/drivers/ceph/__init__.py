@@ -20,19 +20,26 @@ from cinder_cow.drivers.ceph.header import Snapshot
 from cinder_cow.drivers.ceph.images import allocated
 from cinder_cow.drivers.ceph.images import children
 from cinder_cow.drivers.ceph.images import empty_behind
+from cinder_cow.drivers.ceph.images import has_children
 from cinder_cow.drivers.ceph.images import Image
 from cinder_cow.drivers.ceph.images import is_migrating
 from cinder_cow.drivers.ceph.images import locked_by_another
 from cinder_cow.drivers.ceph.images import object_size
 from cinder_cow.drivers.ceph.images import own_children
+from cinder_cow.drivers.ceph.images import Parent
 from cinder_cow.drivers.ceph.images import parent_name
 from cinder_cow.drivers.ceph.images import parent_place
+from cinder_cow.drivers.ceph.images import parents
+from cinder_cow.drivers.ceph.images import snapshot_time
 from cinder_cow.drivers.ceph.images import snapshots
 from cinder_cow.drivers.ceph.images import stored
 from cinder_cow.drivers.ceph.images import take_lock
 from cinder_cow.drivers.ceph.images import watchers
+from cinder_cow.drivers.ceph.lending import Lender
+from cinder_cow.drivers.ceph.lending import Lent
 from cinder_cow.drivers.ceph.pool import Entry
 from cinder_cow.drivers.ceph.pool import Pool
+from cinder_cow.drivers.ceph.pool import Trashed
 from cinder_cow.drivers.ceph.rows import Lock
 from cinder_cow.drivers.ceph.rows import Rows
 
@@ -44,17 +51,22 @@ __all__ = [
     'Entry',
     'Header',
     'Image',
+    'Lender',
+    'Lent',
     'Lock',
     'NoConnectionError',
     'NoPoolError',
+    'Parent',
     'Pool',
     'Rows',
     'Snapshot',
+    'Trashed',
     'allocated',
     'children',
     'connected',
     'disconnect',
     'empty_behind',
+    'has_children',
     'identity',
     'ignored',
     'is_migrating',
@@ -63,6 +75,8 @@ __all__ = [
     'own_children',
     'parent_name',
     'parent_place',
+    'parents',
+    'snapshot_time',
     'snapshots',
     'stored',
     'take_lock',

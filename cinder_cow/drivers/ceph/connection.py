@@ -86,6 +86,7 @@ class Connection:
     :ivar address: of this client, by which it can be shut out
     :ivar client: its number, with which the ids of its images begin
     :ivar lost: it was shut out, and is of no use
+    :ivar rados: it, for who knows only librados
     :raises NoConnectionError: it cannot be reached, or not as this user
     """
 
@@ -99,24 +100,24 @@ class Connection:
             raise NoConnectionError(error.errno, error.problem) from error
 
     def _connect(self, cluster: Cluster) -> None:
-        self._rados = rados.Rados(
+        self.rados = rados.Rados(
             rados_id=cluster.user or None,
             clustername=cluster.name,
             conffile=cluster.conf,
             conf=cluster.settings(),
         )
         try:
-            self._rados.connect()
-            self.fsid: str = self._rados.get_fsid()
-            self.address: str = self._rados.get_addrs()
-            self.client = f'{self._rados.get_instance_id():x}'
+            self.rados.connect()
+            self.fsid: str = self.rados.get_fsid()
+            self.address: str = self.rados.get_addrs()
+            self.client = f'{self.rados.get_instance_id():x}'
         except BaseException:
-            self._rados.shutdown()
+            self.rados.shutdown()
             raise
 
     def close(self) -> None:
         with translated():
-            self._rados.shutdown()
+            self.rados.shutdown()
 
     @contextlib.contextmanager
     def pool(self, name: str, namespace: str = '') -> Iterator[Pool]:
@@ -124,20 +125,37 @@ class Connection:
 
         :raises NoPoolError: there is none of that name
         """
+        ioctx = self.handle(name)
+        with translated(), ioctx:
+            if namespace:
+                ioctx.set_namespace(namespace)
+            yield Pool(ioctx, name, namespace, self)
+
+    def handle(self, pool: str) -> 'rados.Ioctx':
+        """Open a pool, for who closes it.
+
+        :raises NoPoolError: there is none of that name
+        """
         try:
             with translated():
-                ioctx = self._rados.open_ioctx(name)
+                ioctx = self.rados.open_ioctx(pool)
+                # In a full cluster do at once what takes no space, and fail
+                # at once with the rest; else all waits, and nothing can be
+                # deleted.
+                ioctx.set_osdmap_full_try()
         except CephError as error:
             if error.errno == errno.ENOENT:
                 raise NoPoolError(error.errno, error.problem) from None
             raise
-        with translated(), ioctx:
-            if namespace:
-                ioctx.set_namespace(namespace)
-            # In a full cluster do at once what takes no space, and fail at
-            # once with the rest; else all waits, and nothing can be deleted.
-            ioctx.set_osdmap_full_try()
-            yield Pool(ioctx, name, namespace, self)
+        return ioctx
+
+    def probe(self, ioctx: 'rados.Ioctx', name: str) -> None:
+        """Ask for an object, whether it is there or may be read, or not.
+
+        :raises CephError: the connection was lost, or does not answer
+        """
+        with ignored(errno.ENOENT, errno.EPERM, errno.EACCES):
+            ioctx.stat(name)
 
     def is_imported(self, image: Image) -> bool:
         """Whether an image, or what it was cloned from, is being imported."""
@@ -157,7 +175,7 @@ class Connection:
         """Name an open snapshot as the header of a clone does."""
         with translated():
             return identity(
-                self._rados.pool_lookup(pool),
+                self.rados.pool_lookup(pool),
                 image.id(),
                 image.snap_get_id(snapshot),
             )
@@ -170,7 +188,7 @@ class Connection:
         pool_id, namespace, rest = made.split('/', 2)
         image_id, _, snapshot_id = rest.rpartition('@')
         with ignored(errno.ENOENT):
-            name = self._rados.pool_reverse_lookup(int(pool_id))
+            name = self.rados.pool_reverse_lookup(int(pool_id))
             with self.pool(name, namespace) as pool:
                 kept = pool.header(image_id).kept()
                 found = {snapshot.id for snapshot in kept.snapshots.values()}
@@ -189,7 +207,7 @@ class Connection:
     def clones_unprotected(self) -> bool:
         """Whether clones are of version 2, of snapshots that may go."""
         with translated():
-            wanted = self._rados.conf_get('rbd_default_clone_format')
+            wanted = self.rados.conf_get('rbd_default_clone_format')
         if wanted != 'auto':
             return wanted == '2'
         dump = self._map()
@@ -203,9 +221,9 @@ class Connection:
         """
         with translated():
             for one in address.strip('[]').split(','):
-                self._rados.blocklist_add(one, 3600)
+                self.rados.blocklist_add(one, 3600)
             # From here on no OSD serves us with an older map.
-            self._rados.wait_for_latest_osdmap()
+            self.rados.wait_for_latest_osdmap()
 
     def shut_out_clients(self) -> set[str]:
         """Tell who is blocklisted; what they watch, ghosts watch."""
@@ -216,7 +234,7 @@ class Connection:
 
     def _ask(self, command: Mapping[str, str]) -> Any:  # noqa: ANN401 - JSON
         with translated():
-            status, output, problem = self._rados.mon_command(
+            status, output, problem = self.rados.mon_command(
                 json.dumps(command), b''
             )
         if status:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an open image tells."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import dataclasses
+import datetime
 import errno
 import itertools
 from typing import Any, TYPE_CHECKING, TypeAlias
@@ -25,6 +27,20 @@ _ATTEMPTS = 10
 _EXCLUSIVE_LOCK = 1 << 2
 # rbd.RBD_LOCK_MODE_EXCLUSIVE.
 _EXCLUSIVE = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parent:
+    """What an image hangs on.
+
+    :param image: its id
+    :param snapshot: its name, an odd one where it is in the trash
+    """
+
+    pool: str
+    namespace: str
+    image: str
+    snapshot: str
 
 
 def watchers(image: Image) -> list[str]:
@@ -53,6 +69,16 @@ def children(image: Image, limit: int) -> list[str]:
             found = [_child_name(child) for child in some]
             break
     return found
+
+
+def has_children(image: Image) -> bool:
+    """Whether anything was cloned of an image, or of the snapshot open."""
+    for attempt in range(_ATTEMPTS):
+        # As for children().
+        numbers = {errno.ENOENT} if attempt < _ATTEMPTS - 1 else set()
+        with ignored(*numbers):
+            return any(True for _child in image.list_children2())
+    return False
 
 
 def own_children(
@@ -124,6 +150,36 @@ def parent_place(image: Image) -> tuple[str, str, str] | None:
             image.parent_id(),
         )
     return None
+
+
+def parents(image: Image) -> Iterator[Parent]:
+    """Tell what an image hangs on, and what its snapshots do.
+
+    Those may have a parent where the image has none any more: it was
+    flattened.
+    """
+    with translated():
+        numbers = [one['id'] for one in image.list_snaps()]
+    # None: the image itself.
+    for number in (None, *numbers):
+        with ignored(errno.ENOENT):
+            image.set_snap_by_id(number)
+            parent = image.get_parent_image_spec()
+            yield Parent(
+                parent['pool_name'],
+                parent['pool_namespace'],
+                image.parent_id(),
+                parent['snap_name'],
+            )
+    with translated():
+        image.set_snap_by_id(None)
+
+
+def snapshot_time(image: Image, snapshot: str) -> float:
+    """Tell when a snapshot was made, in seconds of the epoch."""
+    with translated():
+        made = image.get_snap_timestamp(image.snap_get_id(snapshot))
+    return made.replace(tzinfo=datetime.UTC).timestamp()
 
 
 def stored(

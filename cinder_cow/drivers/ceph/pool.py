@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is in a pool: images by name, and objects beside them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import datetime
 import errno
 import time
 from typing import Any, TYPE_CHECKING
@@ -57,6 +58,20 @@ class Entry:
     @property
     def whole(self) -> bool:
         return bool(self.id) and self.id == self.listed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trashed:
+    """An image that a user has moved to the trash.
+
+    :param id: of the image
+    :param name: that it had
+    :param expired: it may be removed
+    """
+
+    id: str
+    name: str
+    expired: bool
 
 
 class Pool:
@@ -143,6 +158,20 @@ class Pool:
     def remove(self, name: str) -> None:
         with translated():
             rbd.RBD().remove(self.ioctx, name)
+
+    def trashed(self) -> list[Trashed]:
+        """Name what users have moved to the trash."""
+        now = datetime.datetime.now(datetime.UTC)
+        with translated():
+            return [
+                Trashed(one['id'], one['name'], _utc(one) <= now)
+                for one in rbd.RBD().trash_list(self.ioctx)
+                if one['source'] == 'USER'
+            ]
+
+    def remove_trashed(self, image_id: str) -> None:
+        with translated():
+            rbd.RBD().trash_remove(self.ioctx, image_id)
 
     def half_removed(self, name: str) -> str:
         """Tell the id of an image whose removal was broken off; or ''."""
@@ -250,3 +279,8 @@ class Pool:
     def rows(self, name: str) -> Rows:
         """Return the rows of an object, which need not be there yet."""
         return Rows(self.ioctx, name)
+
+
+def _utc(trashed: Mapping[str, Any]) -> datetime.datetime:
+    end: datetime.datetime = trashed['deferment_end_time']
+    return end.replace(tzinfo=datetime.UTC)
