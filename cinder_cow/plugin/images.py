@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
+import re
 from typing import Any
 
 from cinder import context as cinder_context
@@ -13,9 +14,11 @@ from keystoneauth1 import noauth
 from keystoneauth1 import session as ksa_session
 from oslo_config import cfg
 
+from cinder_cow import exception
 from cinder_cow import glance
 from cinder_cow import image_info
 from cinder_cow import opts
+from cinder_cow.refusal import Reason
 
 CONF = cfg.CONF
 
@@ -35,8 +38,10 @@ def describe(
     :raises ImageError: IMAGE_RECORD_INVALID
     """
     direct_url, locations = location or (None, None)
-    record = {key: _as_glance_told(value) for key, value in image_meta.items()}
-    record.update(image_meta.get('properties') or {})
+    # What a property is called is up to who made the image.
+    record = dict(image_meta.get('properties') or {})
+    for key, value in image_meta.items():
+        record[key] = _as_glance_told(value)
     record['direct_url'] = direct_url
     record['locations'] = list(locations or ())
     return image_info.ImageInfo.from_glance(record)
@@ -63,13 +68,28 @@ def opened(
     and cannot ask for the rest of one that broke off. So the bytes come over
     a session of ours, with the address and the tokens that Cinder would use.
     """
-    place, encrypted = next(iter(cinder_glance.get_api_servers(context)))
+    place, encrypted = _server(context)
+    # The client adds the version.
+    place = re.sub('/v2/?$', '', place)
     endpoint = f'{"https" if encrypted else "http"}://{place}'
-    target = glance.Target(endpoint_override=endpoint)
+    target = glance.Target(endpoint, global_request_id=context.global_id)
     with glance.Glance(
         _session(context, endpoint, encrypted), target, settings
     ) as client:
         yield client
+
+
+def _server(context: cinder_context.RequestContext) -> tuple[str, bool]:
+    """Tell where a Glance is, and whether by HTTPS; another one each time.
+
+    :raises RequestError: GLANCE_UNAVAILABLE
+    """
+    for place, encrypted in cinder_glance.get_api_servers(context):
+        return place, encrypted
+    raise exception.RequestError.because(
+        Reason.GLANCE_UNAVAILABLE,
+        problem='neither glance_api_servers nor the catalogue names one',
+    )
 
 
 def _session(
