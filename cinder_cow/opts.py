@@ -171,6 +171,57 @@ OPTS: list[cfg.Opt] = [
     ),
 ]
 
+# Of a cinder-scheduler, in [DEFAULT].
+SCHEDULER_OPTS: list[cfg.Opt] = [
+    cfg.FloatOpt(
+        'cow_image_locality_weight_multiplier',
+        default=2.0,
+        help='How much ImageLocalityWeigher counts beside other weighers. '
+        'With 1, as much as all the free space there is; a negative number '
+        'prefers back ends that do not have the image.',
+    ),
+    cfg.BoolOpt(
+        'cow_image_locality_ask_glance',
+        default=True,
+        help='Let ImageLocalityWeigher ask Glance where an image is. When '
+        'false, it knows the bases of back ends only.',
+    ),
+    cfg.FloatOpt(
+        'cow_image_locality_glance_timeout',
+        default=2.0,
+        min=0,
+        help='How long ImageLocalityWeigher waits for Glance, in seconds. An '
+        'answer that comes later counts for the next volume of the image.',
+    ),
+]
+
+# Of a cinder-volume with CowVolumeManager, in [DEFAULT].
+MANAGER_OPTS: list[cfg.Opt] = [
+    cfg.IntOpt(
+        'cow_tidy_interval',
+        default=3600,
+        min=-1,
+        help='How often CowVolumeManager removes the bases that are beyond '
+        'the limits, and those whose image is gone, in seconds; 0 for once a '
+        'minute, -1 for never. Related options: cow_max_bases.',
+    ),
+    cfg.IntOpt(
+        'cow_prepare_interval',
+        default=600,
+        min=-1,
+        help='How often CowVolumeManager looks for public images with the '
+        'property cow_prepare and makes their bases, in seconds; 0 for once '
+        'a minute, -1 for never.',
+    ),
+    cfg.IntOpt(
+        'cow_prepare_max_images',
+        default=1000,
+        min=1,
+        help='At how many public images of Glance CowVolumeManager looks for '
+        'the property cow_prepare, those made last first.',
+    ),
+]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
@@ -263,4 +314,7 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """List all options, the drivers' too, for oslo-config-generator."""
     drivers = extension.ExtensionManager[Any](DRIVERS)
     found = [opt for driver in drivers for opt in driver.plugin.OPTS]
-    return [(DEFAULTS_GROUP, [*OPTS, *found])]
+    return [
+        ('DEFAULT', [*SCHEDULER_OPTS, *MANAGER_OPTS]),
+        (DEFAULTS_GROUP, [*OPTS, *found]),
+    ]

@@ -13,9 +13,10 @@ Words: *volume_name* is checked by :func:`.common.check_volume_name`; sizes,
 offsets and lengths are bytes.
 
 Optional abilities are the separate protocols :class:`Cloner`,
-:class:`ImageReader`, :class:`QemuTarget`, :class:`FileTarget` and
-:class:`QemuSource`, and those of :mod:`.bases`: a driver, or a handle of
-it, has one when it has its methods. Ask with ``isinstance``.
+:class:`ImagePlaces`, :class:`ImageReader`, :class:`QemuTarget`,
+:class:`FileTarget` and :class:`QemuSource`, and those of :mod:`.bases`: a
+driver, or a handle of it, has one when it has its methods. Ask with
+``isinstance``.
 
 What drivers share, and may take from :mod:`cinder_cow.drivers.common`, is no
 part of the contract.
@@ -24,7 +25,7 @@ Errors a driver lets through: :class:`~cinder_cow.exception.RequestError` and
 :class:`~cinder_cow.exception.BackendError`, with the reasons named below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 from types import TracebackType
 from typing import ClassVar, Protocol, runtime_checkable, Self, TypeAlias
@@ -246,6 +247,17 @@ class Cloner(Protocol):
         :raises RequestError: INVALID_NAME, VOLUME_EXISTS, VOLUME_TOO_SMALL
         :raises BackendError: NO_SPACE, BACKEND_ERROR, and what ``cloneable``
             refuses
+        """
+
+
+@runtime_checkable
+class ImagePlaces(Protocol):
+    """Can tell where images must be for it to clone them."""
+
+    def image_places(self) -> Sequence[str]:
+        """Tell how the URLs of locations begin that may be cloned here.
+
+        :raises BackendError: the back end does not answer
         """
 
 

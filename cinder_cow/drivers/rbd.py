@@ -12,6 +12,7 @@ import copy
 import errno
 import functools
 from typing import ClassVar, Self
+import urllib.parse
 
 from oslo_config import cfg
 from oslo_log import log as logging
@@ -33,6 +34,7 @@ from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_reader
+from cinder_cow.drivers import rbd_signatures
 from cinder_cow.drivers import rbd_sink
 from cinder_cow.refusal import Reason
 
@@ -257,6 +259,35 @@ class RbdDriver(rbd_bases.RbdBases):
             return self._store.parent(pool, location), self._store
         found = self._parents.find(connection, pool, image_info)
         return found, self._parents
+
+    # ImagePlaces
+
+    @rbd_context.called
+    def image_places(self) -> Sequence[str]:
+        with self._opened() as (connection, _pool):
+            fsid = urllib.parse.quote(connection.fsid, safe='')
+        return [
+            f'rbd://{fsid}/{urllib.parse.quote(pool, safe="")}/'
+            for pool in sorted(self._settings.trust.pools)
+        ]
+
+    # SignatureKeeper
+
+    @rbd_context.called
+    def has_signature(
+        self, image_info: images.ImageInfo, identity: str
+    ) -> bool:
+        with self._opened() as (connection, pool):
+            parent, _judge = self._parent(connection, pool, image_info)
+            return rbd_signatures.has(pool, parent, identity)
+
+    @rbd_context.called
+    def keep_signature(
+        self, image_info: images.ImageInfo, identity: str
+    ) -> None:
+        with self._opened() as (connection, pool):
+            parent, _judge = self._parent(connection, pool, image_info)
+            rbd_signatures.keep(pool, parent, identity)
 
     # Private
 

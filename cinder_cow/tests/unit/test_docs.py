@@ -24,6 +24,8 @@ from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_parents
+from cinder_cow.plugin import capabilities
+from cinder_cow.plugin import tasks
 
 ROOT = pathlib.Path(__file__).parents[3]
 DOCS = ROOT / 'doc/source'
@@ -55,6 +57,7 @@ def abilities(driver):
         return {
             'Cloner': isinstance(driver, base.Cloner),
             'BaseKeeper': isinstance(driver, bases.BaseKeeper),
+            'ImagePlaces': isinstance(driver, base.ImagePlaces),
             'ImageReader': isinstance(driver, base.ImageReader),
             'QemuTarget': isinstance(sink, base.QemuTarget),
             'FileTarget': isinstance(sink, base.FileTarget),
@@ -205,9 +208,11 @@ class TestOptions(DocsTestCase):
         self.assertIs(opts.list_opts, point.load())
 
     def test_options_that_are_named_exist(self):
-        # Some codes begin like an option, and what we keep in a pool.
+        # Some codes begin like an option, and what we keep in a pool, tell
+        # a scheduler, or read of an image.
         known = self.known() | {reason.value for reason in refusal.Reason}
         known |= {rbd_leases.OBJECT, rbd_parents._VERDICTS}
+        known |= {*capabilities.NAMES, tasks.PREPARE}
         for path, text in self.pages():
             for name in _OPTION.findall(text):
                 self.assertIn(name, known, path)

@@ -2,8 +2,11 @@
 """What the package promises to others: entry points and options."""
 
 import importlib.metadata
+import os
 import string
 
+import fixtures
+from oslo_config import generator
 from oslotest import base as test_base
 
 from cinder_cow import opts
@@ -34,16 +37,20 @@ class TestEntryPoints(test_base.BaseTestCase):
             groups,
         )
         for point in points:
-            self.assertTrue(callable(point.load()), point)
+            # What Cinder loads imports Cinder; test_plugin_weigher has one.
+            if not point.group.startswith('cinder.'):
+                self.assertTrue(callable(point.load()), point)
 
     def test_the_generator_finds_our_options(self):
-        (point,) = importlib.metadata.entry_points(
-            group='oslo.config.opts', name='cinder_cow'
-        )
-        groups = point.load()()
-        self.assertIn(
-            'cow_fallback', [opt.name for _, o in groups for opt in o]
-        )
+        path = os.path.join(self.useFixture(fixtures.TempDir()).path, 'conf')
+        generator.main(['--namespace', 'cinder_cow', '--output-file', path])
+        with open(path) as file:
+            groups = file.read().split('[backend_defaults]')
+        for (_group, options), sample in zip(
+            opts.list_opts(), groups, strict=True
+        ):
+            for option in options:
+                self.assertIn(f'\n#{option.name} =', sample)
 
 
 class TestOptions(test_base.BaseTestCase):
