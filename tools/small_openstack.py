@@ -26,12 +26,14 @@ import unittest
 
 from cinder_cow import file_locks
 from cinder_cow.tests import ceph_cluster
+from cinder_cow.tests import cinder_processes
 from cinder_cow.tests import cinder_service
 from cinder_cow.tests import services
 
 UPSTREAM = 'cinder.volume.drivers.rbd.RBDDriver'
 # Glance and Cinder get 5 s each to end, each of two daemons of Ceph 10.
 _END_SECONDS = 60
+_CINDERS = {1: cinder_service.Cinder, 3: cinder_processes.Cinder}
 _LOCK = 'lock'
 # Written when all is ready.
 _TOLD = 'environment'
@@ -60,19 +62,22 @@ def _up(args: argparse.Namespace) -> None:
             f'{top} holds files. If it is an OpenStack of before, end it'
             f' with: tools/openstack down {top}'
         )
-    _start_keeper(top, args.driver)
+    _start_keeper(
+        top, '--driver', args.driver, '--processes', str(args.processes)
+    )
     seconds = time.monotonic() - began
     print(f'Made and started in {seconds:.1f} s.', file=sys.stderr)
     print((top / _TOLD).read_text(), end='')
 
 
-def _start_keeper(top: pathlib.Path, driver: str) -> None:
+def _start_keeper(top: pathlib.Path, *options: str) -> None:
     """Start a keeper, and wait until all is ready.
 
+    :param options: those of "up"
     :raises RuntimeError: it did not start, and what it said
     """
     keeper = subprocess.Popen(
-        [sys.executable, __file__, 'keep', top, '--driver', driver],
+        [sys.executable, __file__, 'keep', top, *options],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,7 +145,7 @@ def _keep(args: argparse.Namespace) -> None:
         lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            with _running(top, args.driver) as told:
+            with _running(top, args.driver, args.processes) as told:
                 (top / _TOLD).write_text(told)
                 _detach()
                 signal.pause()
@@ -149,7 +154,7 @@ def _keep(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _running(top: pathlib.Path, driver: str) -> Iterator[str]:
+def _running(top: pathlib.Path, driver: str, processes: int) -> Iterator[str]:
     """Start Ceph, Glance and Cinder; give the environment of a client."""
     with contextlib.ExitStack() as stack:
         ceph = stack.enter_context(ceph_cluster.Cluster(top / 'ceph'))
@@ -158,7 +163,7 @@ def _running(top: pathlib.Path, driver: str) -> Iterator[str]:
         )
         drivers = cinder_service.upstream_driver(ceph, volume_driver=driver)
         cinder = stack.enter_context(
-            cinder_service.Cinder(top / 'cinder', glance, drivers=drivers)
+            _CINDERS[processes](top / 'cinder', glance, drivers=drivers)
         )
         token = 'admin:admin:admin'
         variables = {
@@ -197,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar='CLASS',
             default=UPSTREAM,
             help='of Cinder, by default its own: %(default)s',
+        )
+        parser_of_class.add_argument(
+            '--processes',
+            type=int,
+            choices=_CINDERS,
+            default=1,
+            help='of Cinder: one, or three with RabbitMQ and MariaDB',
         )
     down = commands.add_parser('down', help='end it, and remove DIR')
     down.add_argument('dir', type=pathlib.Path)

@@ -42,6 +42,21 @@ class TestBench(test_base.BaseTestCase):
         for row in rows:
             self.assertIn(row, told)
 
+    def test_cinder(self):
+        told = self.bench('cinder')
+        for row in (
+            'raw, 3 in turn: upstream',
+            'raw, 3 at once: its cache',
+            'first qcow2, in a file: upstream',
+            'beyond its own',
+            'first qcow2, in the cluster: upstream',
+            'next qcow2: our raw',
+            'qcow2, 3 at once: its cache',
+            # What is compared did what it is compared for.
+            'downloads of the image: cached 1, ours 0, plain 3',
+        ):
+            self.assertIn(row, told)
+
     def bench(self, kind, *arguments):
         if not TOOLS.exists():
             raise unittest.SkipTest('machine: installed without its source')
