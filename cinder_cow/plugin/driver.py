@@ -171,6 +171,7 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
         image: image_info.ImageInfo,
     ) -> Update:
         try:
+            _check_wanted(context, volume)
             update = {'provider_location': None, **self.cow_set_up(volume)}
             if signatures.are_verified():
                 told = {'signature_verified': image.signature is not None}
@@ -186,6 +187,21 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
             self._cow.driver.delete(volume.name)
         except Exception:
             LOG.exception('Volume %s could not be removed', volume.name)
+
+
+def _check_wanted(
+    context: cinder_context.RequestContext, volume: objects.Volume
+) -> None:
+    """See that nobody has deleted a volume while it was made.
+
+    Cinder deletes one whose status an administrator has reset, and would
+    look for it here no more.
+
+    :raises VolumeNotFound: somebody has
+    """
+    found = objects.Volume.get_by_id(context, volume.id)
+    if found.status == 'deleting':
+        raise cinder_exception.VolumeNotFound(volume_id=volume.id)
 
 
 def _check_is_ours(image: image_info.ImageInfo) -> None:
