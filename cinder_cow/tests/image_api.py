@@ -100,10 +100,18 @@ class Client:
             json={'method': {'name': 'copy-image'}, 'stores': stores},
         )
         deadline = time.monotonic() + LIMIT
-        while set(stores) - set(self.record(image_id)['stores'].split(',')):
+        while not self._is_copied(image_id, stores):
             if time.monotonic() > deadline:
                 raise TimeoutError(f'{image_id} is not copied to {stores}')
             time.sleep(0.05)
+
+    def _is_copied(self, image_id, stores):
+        if set(stores) - set(self.record(image_id)['stores'].split(',')):
+            return False
+        # What does it writes its own record last. SQLite refuses at once who
+        # has read before that and writes after it.
+        answer = self.do('GET', f'/v2/images/{image_id}/tasks').json()
+        return all(task['status'] == 'success' for task in answer['tasks'])
 
     def record(self, image_id, token=None):
         return self.do('GET', f'/v2/images/{image_id}', token=token).json()
