@@ -8,7 +8,7 @@ that an image hangs on, or that has a snapshot of another name: that may be of
 a user, of a backup or of a base.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import errno
 import re
@@ -32,6 +32,7 @@ YOUNG_SECONDS = 3600.0
 # Who removes a snapshot or an image of a removed volume may meet another.
 _ATTEMPTS = 3
 _PAUSE = 0.2
+_REMOVED_WITH_KIN = 'It is removed, and what was kept for it alone.'
 # Of a volume, whatever volume_name_template says: its id is part of it.
 _ID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 _VOLUME = re.compile(_ID)
@@ -108,6 +109,12 @@ def remove_kept(pool: ceph.Pool, image_id: str) -> frozenset[tuple[str, str]]:
         raise
     LOG.info('Removed %s, which had no clones any more', place.name)
     return parents
+
+
+def remove_unneeded(pool: ceph.Pool, image_id: str) -> None:
+    """Remove a volume that was kept for its clones, and what it hung on."""
+    for parent, snapshot in remove_kept(pool, image_id):
+        release(pool, parent, snapshot)
 
 
 def half_removed(pool: ceph.Pool) -> list[tuple[str, str]]:
@@ -306,44 +313,51 @@ def _images(pool: ceph.Pool) -> Iterator[tuple[str, str]]:
 def _stale(
     pool: ceph.Pool, image_id: str, name: str, snapshot: str
 ) -> orphans.Found:
-    def remove() -> None:
-        if not remove_snapshot(pool, image_id, snapshot):
-            raise ceph.CephError(errno.EBUSY, 'it is in use')
-
-    orphan = bases.Orphan(
+    return _orphan(
         f'snapshot {refusal.printable(name)}',
         'it was made for a clone, which is gone',
         'It is removed.',
+        lambda: remove_snapshot(pool, image_id, snapshot),
     )
-    return orphans.Found(orphan, remove)
 
 
 def _half_removed(pool: ceph.Pool, image_id: str, name: str) -> orphans.Found:
-    def remove() -> None:
+    def removed() -> bool:
         finish_removal(pool, image_id)
-        if any(image_id == one for one, _name in half_removed(pool)):
-            raise ceph.CephError(errno.EBUSY, 'it is in use')
+        return all(image_id != one for one, _name in half_removed(pool))
 
-    orphan = bases.Orphan(
+    return _orphan(
         f'image {refusal.printable(name)}, half removed',
         'its removal was broken off',
-        'It is removed, and what was kept for it alone.',
+        _REMOVED_WITH_KIN,
+        removed,
     )
-    return orphans.Found(orphan, remove)
 
 
 def _unneeded(pool: ceph.Pool, image_id: str, place: _Place) -> orphans.Found:
-    def remove() -> None:
-        parents = remove_kept(pool, image_id)
-        for parent, snapshot in parents:
-            release(pool, parent, snapshot)
-        if _place(pool, image_id):
-            raise ceph.CephError(errno.EBUSY, 'it is in use')
+    def removed() -> bool:
+        remove_unneeded(pool, image_id)
+        return _place(pool, image_id) is None
 
     where = ' in the trash' if place.in_trash else ''
-    orphan = bases.Orphan(
+    return _orphan(
         f'image {refusal.printable(place.name)}{where}',
         'its volume was deleted, and its clones are gone',
-        'It is removed, and what was kept for it alone.',
+        _REMOVED_WITH_KIN,
+        removed,
     )
-    return orphans.Found(orphan, remove)
+
+
+def _orphan(
+    what: str, problem: str, remedy: str, removed: Callable[[], bool]
+) -> orphans.Found:
+    """Tell of an orphan.
+
+    :param removed: removes it, and tells whether it is gone
+    """
+
+    def remove() -> None:
+        if not removed():
+            raise ceph.CephError(errno.EBUSY, 'it is in use')
+
+    return orphans.Found(bases.Orphan(what, problem, remedy), remove)

@@ -160,8 +160,7 @@ _NO_KIN = rbd_leaks.Kin()
 
 def _remove_unneeded(pool: ceph.Pool, image_id: str, age: float) -> None:
     rbd_leaks.remove_stale(pool, image_id, age)
-    for parent, snapshot in rbd_leaks.remove_kept(pool, image_id):
-        rbd_leaks.release(pool, parent, snapshot)
+    rbd_leaks.remove_unneeded(pool, image_id)
 
 
 def _logged(work: Callable[[], None], volume_name: str) -> None:
