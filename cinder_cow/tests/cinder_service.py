@@ -10,7 +10,6 @@ import select
 import socket
 import sqlite3
 import subprocess
-import tempfile
 import time
 import unittest
 
@@ -154,7 +153,9 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
                 'cinder_internal_tenant_project_id': 'internal',
                 'cinder_internal_tenant_user_id': 'internal',
             },
-            'database': _database_options(top / 'cinder.sqlite'),
+            'database': service_process.database_options(
+                top / 'cinder.sqlite'
+            ),
             'oslo_concurrency': {'lock_path': top / 'locks'},
             'coordination': {'backend_url': f'file://{top}/coordination'},
             'oslo_policy': {'policy_file': top / 'policy.json'},
@@ -312,21 +313,5 @@ def _backend(pool):
 @functools.cache
 def _database():
     """Make an empty database of Cinder, once per process: it takes 2 s."""
-    with tempfile.TemporaryDirectory(prefix='cow-test-') as top:
-        path = pathlib.Path(top) / 'cinder.sqlite'
-        _make_database(path)
-        return path.read_bytes()
-
-
-def _database_options(path):
-    # Nothing of it outlives a crash of the machine.
-    return {'connection': f'sqlite:///{path}', 'sqlite_synchronous': False}
-
-
-def _make_database(path):
-    settings = path.with_name('cinder.conf')
-    sections = {'DEFAULT': _QUOTAS, 'database': _database_options(path)}
-    ceph_config.write_sections(settings, sections)
     manage = services.PROGRAMS / 'cinder-manage'
-    service_process.managed(manage, '--config-file', settings, 'db', 'sync')
-    service_process.share(path)
+    return service_process.database(manage, 'db', 'sync', DEFAULT=_QUOTAS)

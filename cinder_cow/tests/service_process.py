@@ -8,6 +8,9 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import tempfile
+
+from cinder_cow.tests import ceph_config
 
 
 class ServiceProcess:
@@ -68,10 +71,31 @@ def managed(*command):
         raise RuntimeError(f'{program} failed:\n{done.stdout}')
 
 
-def share(database):
-    """Have readers of a database of SQLite not wait for who writes.
+def database_options(path):
+    """Tell a service how its database of SQLite is used.
 
-    The file keeps it.
+    Nothing of it outlives a crash of the machine. One writer waits for
+    another for 60 s; by default 5.
     """
-    with contextlib.closing(sqlite3.connect(database)) as opened:
-        opened.execute('PRAGMA journal_mode = wal')
+    return {
+        'connection': f'sqlite:///{path}?timeout=60',
+        'sqlite_synchronous': False,
+    }
+
+
+def database(program, *words, **sections):
+    """Have a program make an empty database of SQLite; return its bytes.
+
+    Readers of it do not wait for who writes: the file keeps that.
+
+    :param sections: of its configuration, besides the database
+    """
+    with tempfile.TemporaryDirectory(prefix='cow-test-') as top:
+        path = pathlib.Path(top) / 'database'
+        settings = path.with_name('settings')
+        sections['database'] = database_options(path)
+        ceph_config.write_sections(settings, sections)
+        managed(program, '--config-file', settings, *words)
+        with contextlib.closing(sqlite3.connect(path)) as opened:
+            opened.execute('PRAGMA journal_mode = wal')
+        return path.read_bytes()

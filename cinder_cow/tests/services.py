@@ -15,7 +15,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import tempfile
 import time
 from typing import Any
 import unittest
@@ -141,12 +140,9 @@ class Glance(service_process.ServiceProcess, image_api.Client):
                 'enabled_import_methods': '[glance-direct,copy-image]',
                 'image_cache_dir': top / 'cache',
             },
-            'database': {
-                # Seconds that one writer waits for another; by default 5.
-                'connection': f'sqlite:///{top}/glance.sqlite?timeout=60',
-                # Nothing of it outlives a crash of the machine.
-                'sqlite_synchronous': False,
-            },
+            'database': service_process.database_options(
+                top / 'glance.sqlite'
+            ),
             'paste_deploy': {'config_file': top / 'paste.ini'},
             'glance_store': {'default_backend': default_store},
             'oslo_policy': {'policy_file': top / 'policy.json'},
@@ -329,21 +325,5 @@ def environment_of_services():
 @functools.cache
 def _database():
     """Make an empty database of Glance, once per process: it takes 1.4 s."""
-    with tempfile.TemporaryDirectory(prefix='cow-test-') as top:
-        path = pathlib.Path(top) / 'glance.sqlite'
-        _make_database(path)
-        return path.read_bytes()
-
-
-def _make_database(database):
-    settings = database.with_name('glance.conf')
-    options = {
-        'connection': f'sqlite:///{database}',
-        'sqlite_synchronous': False,
-    }
-    ceph_config.write_sections(settings, {'database': options})
-    programs = environment_of_services()
-    service_process.managed(
-        programs / 'glance-manage', '--config-file', settings, 'db_sync'
-    )
-    service_process.share(database)
+    manage = environment_of_services() / 'glance-manage'
+    return service_process.database(manage, 'db_sync')

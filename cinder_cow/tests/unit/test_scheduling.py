@@ -170,7 +170,8 @@ class TestImagePlaces(test_base.BaseTestCase):
         self.assertIsNone(self.find(self.image))
         self.assertEqual(1, self.asked)
 
-    def test_it_is_not_waited_for_longer_than_allowed(self):
+    def slow(self):
+        """Give a question that is answered when an event is set."""
         answers = threading.Event()
         self.addCleanup(answers.set)
 
@@ -178,6 +179,10 @@ class TestImagePlaces(test_base.BaseTestCase):
             self.assertTrue(answers.wait(LIMIT))
             return self.image()
 
+        return slowly, answers
+
+    def test_it_is_not_waited_for_longer_than_allowed(self):
+        slowly, answers = self.slow()
         self.assertIsNone(self.find(slowly, patience=0.1))
         self.assertIsNone(self.find(slowly))
         (asking,) = self.places._asking.values()
@@ -187,13 +192,7 @@ class TestImagePlaces(test_base.BaseTestCase):
         self.assertEqual(1, self.asked)
 
     def test_few_at_a_time(self):
-        answers = threading.Event()
-        self.addCleanup(answers.set)
-
-        def slowly():
-            self.assertTrue(answers.wait(LIMIT))
-            return self.image()
-
+        slowly, _answers = self.slow()
         for image_id in image_ids(20):
             self.places.find(image_id, slowly, 0)
         self.assertEqual(8, len(self.places._asking))
