@@ -35,6 +35,7 @@ from cinder import version
 from cinder.cmd import volume
 from cinder.common import config
 from cinder.common import constants
+from cinder.volume import volume_utils
 import os_brick
 from os_brick import privileged
 from oslo_config import cfg
@@ -78,8 +79,10 @@ def main() -> None:
     _prepare(words)
     _make_transport_a_wire()
     rpc.init(CONF)
-    started = [_Service.create(binary=constants.SCHEDULER_BINARY)]
-    started += map(_volume_service, CONF.enabled_backends)
+    scheduler = _Service.create(binary=constants.SCHEDULER_BINARY)
+    volumes = list(map(_volume_service, CONF.enabled_backends))
+    _make_work_its_own(scheduler, volumes)
+    started = [scheduler, *volumes]
     CONF.import_opt('backup_driver', 'cinder.backup.manager')
     if CONF.backup_driver == _BACKUPS:
         started.append(_backup_service())
@@ -155,6 +158,27 @@ def _backup_service() -> Any:
         process_number=1,
         semaphore=utils.semaphore_factory(0, 1),
     )
+
+
+def _make_work_its_own(scheduler: Any, volumes: list[Any]) -> None:
+    """Have what a service works at say so, and not another one.
+
+    That is what it cleans up when it starts again, after it was killed. It
+    is told by the class, too: see ``_Service``.
+    """
+    numbers = {one.host: one.origin_service_id for one in volumes}
+    base = objects.cleanable.CinderCleanableObject
+    set_worker = base.set_worker
+
+    def set_own(worked: Any) -> None:
+        # A volume has no host until the scheduler has chosen one.
+        one = scheduler.origin_service_id
+        if worked.host:
+            one = numbers[volume_utils.extract_host(worked.host)]
+        service.Service.service_id = one
+        set_worker(worked)
+
+    base.set_worker = set_own
 
 
 def _make_transport_a_wire() -> None:
