@@ -123,6 +123,10 @@ def _sections(
             'osd pool default pgp num': '8',
             'osd pool default pg autoscale mode': 'off',
             'osd crush chooseleaf type': '0',
+            # A lease to read lasts 16 s by default, and an OSD that stood
+            # still for longer may never renew it where it is the only one:
+            # its placement groups are "laggy" for good. This is 2,000 s.
+            'osd pool default read lease ratio': '100',
             'rbd default features': '61',
         },
         'mon': {
