@@ -3,6 +3,7 @@
 
 Hashing is the slowest step of a stream (sha512: 0.55 GiB/s here, where a
 disk takes 1.6 GiB/s); hashlib lets go of the interpreter while it works.
+Under eventlet the thread is a green one, which lets a native one hash.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from oslo_utils import units
 
 from cinder_cow import exception
 from cinder_cow import image_info as images
+from cinder_cow.drivers import native
 from cinder_cow.refusal import Reason
 
 # Pieces that may wait to be hashed; with pieces of 4 MiB, 16 MiB of memory.
@@ -145,15 +147,21 @@ class _ThreadHasher:
             self._thread.join(_AGAIN)
 
     def _work(self) -> None:
+        add = native.threaded(self._add)
         while (piece := self._queue.get()) is not None:
-            if isinstance(piece, bytes):
-                self._add(piece)
-                continue
-            while piece:
-                length = min(piece, len(_ZEROS))
-                self._add(memoryview(_ZEROS)[:length])
-                piece -= length
+            add(piece)
 
-    def _add(self, data: bytes | memoryview) -> None:
+    def _add(self, piece: bytes | int) -> None:
         for one in self._hashes.values():
-            one.update(data)
+            for data in _as_data(piece):
+                one.update(data)
+
+
+def _as_data(piece: bytes | int) -> Iterator[bytes | memoryview]:
+    if isinstance(piece, bytes):
+        yield piece
+        return
+    while piece:
+        length = min(piece, len(_ZEROS))
+        yield memoryview(_ZEROS)[:length]
+        piece -= length

@@ -22,6 +22,7 @@ from oslo_config import cfg
 from oslo_log import log as oslo_logging
 
 from cinder_cow import exception
+from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow import image_location
 from cinder_cow import image_source
@@ -69,7 +70,8 @@ def call(function: Callable[..., Any], **facts: object) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         raise AssertionError(f'it hangs: {error.stderr!r}') from None
     if done.returncode:
-        raise AssertionError(f'{done.returncode}: {done.stderr[-5000:]}')
+        said = (done.stdout + done.stderr)[-5000:]
+        raise AssertionError(f'{done.returncode}: {said}')
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
@@ -114,6 +116,18 @@ def streams(conf: str, pool: str, path: str) -> dict[str, Any]:
         return made.verified
 
     return _ticking(work, 4)
+
+
+def hashes(length: int) -> dict[str, Any]:
+    """Hash a hole, which is one piece."""
+    image = images.ImageInfo('image', 'image', disk_format='raw')
+
+    def work(_number: int) -> str:
+        with hashing.hasher(image, always=True) as hasher:
+            hasher.update(length)
+            return hasher.check()
+
+    return _ticking(work, 1)
 
 
 def logs(lines: int) -> dict[str, Any]:

@@ -16,7 +16,12 @@ from cinder_cow import exception
 from cinder_cow import hashing
 from cinder_cow import image_info as images
 from cinder_cow.refusal import Reason
+from cinder_cow.tests import green
 
+# Of 1 GiB of zeros.
+SHA256_OF_A_GIB = (
+    '49bc20df15e412a64472421e13fe86ff1c5165e18b2afccf160d4dc19fe68a14'
+)
 MD5_OF_ABC = '900150983cd24fb0d6963f7d28e17f72'
 PIECES = st.lists(
     st.binary(max_size=3000)
@@ -263,6 +268,13 @@ class TestThread(Case):
         thread.start()
         self.assertTrue(ended.wait(10))
         thread.join()
+
+    def test_green_threads_go_on(self):
+        # All of it is one piece: in their thread they had no turn before
+        # its end.
+        told = green.call(green.hashes, length=units.Gi)
+        self.assertEqual([f'sha256:{SHA256_OF_A_GIB}'], told['answers'])
+        self.assertGreater(told['ticks'], 10)
 
 
 def wait_for(waiters, other):
