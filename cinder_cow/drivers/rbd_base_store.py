@@ -26,6 +26,8 @@ from cinder_cow.drivers import rbd_cleanup
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_sweep
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)
@@ -247,9 +249,7 @@ class BaseStore:
     def lost(self, name: str) -> exception.BackendError:
         return exception.BackendError.because(Reason.BASE_LOST, base=name)
 
-    def busy(
-        self, lease: rbd_leases.Lease, seconds: float
-    ) -> exception.BackendError:
+    def busy(self, lease: Lease, seconds: float) -> exception.BackendError:
         return exception.BackendError.because(
             Reason.BUSY,
             what=f'base {lease.volume}',
@@ -264,7 +264,7 @@ class BaseStore:
         """
         deadline = time.monotonic() + _WAIT
         while lease := rbd_leases.of(pool, name):
-            if lease.work is not rbd_leases.Work.RETIRE:
+            if lease.work is not Work.RETIRE:
                 return
             if rbd_leases.is_dead(pool, lease):
                 rbd_sweep.end(
@@ -289,7 +289,7 @@ def protect(pool: ceph.Pool, found: StoredBase) -> None:
     if found.snapshot.protected:
         return
     lease = rbd_leases.of(pool, found.name)
-    if lease and lease.work is rbd_leases.Work.RETIRE:
+    if lease and lease.work is Work.RETIRE:
         return
     try:
         rbd_cleanup.protect(pool, found.image)

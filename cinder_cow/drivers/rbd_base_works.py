@@ -17,13 +17,16 @@ from oslo_log import log as logging
 from cinder_cow import exception
 from cinder_cow.drivers import bases
 from cinder_cow.drivers import ceph
+from cinder_cow.drivers import rbd_base_links
 from cinder_cow.drivers import rbd_base_store
 from cinder_cow.drivers import rbd_base_stream
 from cinder_cow.drivers import rbd_cleanup
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_sweep
 from cinder_cow.drivers import rbd_works
-from cinder_cow.drivers.rbd_leases import Work
+from cinder_cow.drivers.rbd_lease_row import Draft
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)
@@ -33,14 +36,6 @@ _ATTEMPTS = 25
 # How long the watches of a client may last that is shut out.
 _GHOST_SECONDS = 5
 _PAUSE = 0.2
-# What Ceph says that cannot make a clone of this volume, or not here.
-_CANNOT_CLONE = {
-    errno.EINVAL,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.EXDEV,
-}
-
 Begun = rbd_base_stream.BaseStream | bases.Base | bases.Making
 
 
@@ -101,14 +96,16 @@ class BaseWorks:
         with rbd_works.undone(holding):
             self._clear(connection, pool, holding, size)
             volume = pool.id_of(volume_name)
-            self._check_linkable(connection, pool, volume_name, size)
+            rbd_base_links.check_linkable(connection, pool, volume_name, size)
             holding.write_down(holding.lease.changed(volume=volume))
         undo = functools.partial(rbd_cleanup.undo_base, pool, holding.lease)
         with (
             rbd_works.undone(holding, undo),
             contextlib.ExitStack() as opened,
         ):
-            self._link(pool, volume, volume_name, name)
+            rbd_base_links.make(
+                pool, volume, volume_name, name, self._works.image_options
+            )
             image = opened.enter_context(pool.image(name, write=True))
             if image.size() > size:
                 image.resize(size)
@@ -168,7 +165,7 @@ class BaseWorks:
                     name,
                     Work.BASE,
                     size=size,
-                    draft=rbd_leases.Draft(),
+                    draft=Draft(),
                 )
             except rbd_leases.TakenError as error:
                 taken = self._taken(connection, pool, name, error.lease)
@@ -197,7 +194,7 @@ class BaseWorks:
         connection: ceph.Connection,
         pool: ceph.Pool,
         name: str,
-        lease: rbd_leases.Lease | None,
+        lease: Lease | None,
     ) -> rbd_leases.Holding | bases.Making | None:
         """Take over from one who is dead.
 
@@ -208,7 +205,7 @@ class BaseWorks:
                 return bases.Making('another release')
             return None
         if not rbd_leases.is_dead(pool, lease):
-            draft = lease.draft or rbd_leases.Draft()
+            draft = lease.draft or Draft()
             progress = bases.Progress(draft.phase, draft.done, draft.total)
             return bases.Making(str(lease.owner), lease.since, progress)
         if lease.work is not Work.BASE:
@@ -220,7 +217,7 @@ class BaseWorks:
         self,
         connection: ceph.Connection,
         pool: ceph.Pool,
-        lease: rbd_leases.Lease,
+        lease: Lease,
     ) -> None:
         rbd_sweep.end(pool, connection, lease, rbd_cleanup.finish_or_undo)
 
@@ -232,7 +229,7 @@ class BaseWorks:
         size: int,
     ) -> None:
         """Leave nothing of makers before, and write down that it begins."""
-        if holding.lease.image or holding.lease.draft != rbd_leases.Draft():
+        if holding.lease.image or holding.lease.draft != Draft():
             rbd_cleanup.undo_base(pool, holding.lease)
         holding.write_down(
             dataclasses.replace(
@@ -242,7 +239,7 @@ class BaseWorks:
                 since=time.time(),
                 address=connection.address,
                 client=connection.client,
-                draft=rbd_leases.Draft(told=time.time()),
+                draft=Draft(told=time.time()),
             )
         )
 
@@ -316,7 +313,7 @@ class BaseWorks:
         self,
         connection: ceph.Connection,
         pool: ceph.Pool,
-        lease: rbd_leases.Lease,
+        lease: Lease,
     ) -> bool:
         """Whether an image is the one that was kept, and open to nobody."""
         entry = pool.find(lease.volume)
@@ -329,58 +326,6 @@ class BaseWorks:
                     return False
                 time.sleep(_PAUSE)
         return True
-
-    # Private: linking
-
-    def _check_linkable(
-        self,
-        connection: ceph.Connection,
-        pool: ceph.Pool,
-        volume_name: str,
-        size: int,
-    ) -> None:
-        with pool.image(volume_name) as image:
-            if image.size() < size:
-                raise self._not_linkable(
-                    volume_name, f'it is smaller than {size} bytes'
-                )
-            if writers := ceph.watchers(image):
-                raise self._not_linkable(
-                    volume_name, f'it is open to {", ".join(writers)}'
-                )
-            if connection.is_imported(image):
-                raise self._not_linkable(volume_name, 'it is being imported')
-            if parent := ceph.parent_name(image):
-                LOG.info(
-                    'The base of volume %s hangs on its parent %s, too',
-                    volume_name,
-                    parent,
-                )
-
-    def _link(
-        self, pool: ceph.Pool, volume: str, volume_name: str, name: str
-    ) -> None:
-        snapshot = rbd_cleanup.link_of(name)
-        try:
-            with pool.image_of(volume, write=True) as image:
-                image.create_snap(snapshot)
-                image.protect_snap(snapshot)
-                options = self._works.image_options
-                pool.clone(pool, volume_name, snapshot, name, **options)
-                _let_go(image, snapshot)
-            if pool.header(pool.id_of(name)).parent_image() != volume:
-                raise self._not_linkable(volume_name, 'it was replaced')
-        except ceph.CephError as error:
-            if error.errno not in _CANNOT_CLONE:
-                raise
-            raise self._not_linkable(volume_name, error.problem) from error
-
-    def _not_linkable(
-        self, volume_name: str, problem: str
-    ) -> exception.BackendError:
-        return exception.BackendError.because(
-            Reason.NOT_LINKABLE, volume=volume_name, problem=problem
-        )
 
     # Private: retiring
 
@@ -413,7 +358,7 @@ class BaseWorks:
         with pool.image_of(lease.image, write=True) as image:
             if ceph.children(image, 0):
                 raise self._in_use(pool, lease)
-            if volume := _link_volume(image, lease.volume):
+            if volume := rbd_base_links.volume_of(image):
                 holding.write_down(lease.changed(volume=volume))
             try:
                 with ceph.translated():
@@ -427,9 +372,7 @@ class BaseWorks:
             # trash: then the image cannot be removed, and is a base again.
             image.remove_snap(snapshot)
 
-    def _in_use(
-        self, pool: ceph.Pool, lease: rbd_leases.Lease
-    ) -> exception.RequestError:
+    def _in_use(self, pool: ceph.Pool, lease: Lease) -> exception.RequestError:
         limit = rbd_works.NAMED
         with pool.image_of(lease.image) as image:
             children = ceph.own_children(
@@ -441,24 +384,9 @@ class BaseWorks:
             children=rbd_works.listed(children) or 'a clone that is made',
         )
 
-    def _busy(
-        self, name: str, lease: rbd_leases.Lease | None
-    ) -> exception.BackendError:
+    def _busy(self, name: str, lease: Lease | None) -> exception.BackendError:
         if lease:
             return self._store.busy(lease, 0)
         return exception.BackendError.because(
             Reason.BUSY, what=f'base {name}', owner='others', seconds=0
         )
-
-
-def _let_go(image: ceph.Image, snapshot: str) -> None:
-    """Remove the snapshot that a clone of version 2 can do without."""
-    with ceph.ignored(errno.EBUSY):
-        image.unprotect_snap(snapshot)
-        image.remove_snap(snapshot)
-
-
-def _link_volume(image: ceph.Image, name: str) -> str:
-    """Tell the id of the volume that keeps a snapshot for a linked base."""
-    place = ceph.parent_place(image)
-    return place[2] if place else ''

@@ -18,7 +18,7 @@ from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_undo
 from cinder_cow.drivers import rbd_works
-from cinder_cow.drivers.rbd_leases import Work
+from cinder_cow.drivers.rbd_lease_row import Work
 
 _NAME = f'{base.RESERVED_PREFIX}source-'
 

@@ -10,20 +10,19 @@ import errno
 
 from oslo_log import log as logging
 
-from cinder_cow.drivers import base
 from cinder_cow.drivers import ceph
-from cinder_cow.drivers import rbd_leases
+from cinder_cow.drivers import rbd_base_links
 from cinder_cow.drivers import rbd_undo
-from cinder_cow.drivers.rbd_leases import Work
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 
 LOG = logging.getLogger(__name__)
 
 # Publishes a base.
 SNAPSHOT = 'snap'
-_LINK = f'{base.RESERVED_PREFIX}link-'
 
 
-def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def finish_or_undo(pool: ceph.Pool, lease: Lease) -> None:
     """Bring an end to a work that a dead maker has left at any step.
 
     :raises CephError: it could not be; may be tried again
@@ -36,7 +35,7 @@ def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
         rbd_undo.finish_or_undo(pool, lease)
 
 
-def undo_base(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def undo_base(pool: ceph.Pool, lease: Lease) -> None:
     """Leave nothing of a base, unless it is published.
 
     :raises CephError: something is left
@@ -48,10 +47,10 @@ def undo_base(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
             return
         _unpublish(pool, entry.id)
     rbd_undo.remove(pool, lease.volume)
-    remove_link(pool, lease)
+    rbd_base_links.remove(pool, lease)
 
 
-def end_retiring(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def end_retiring(pool: ceph.Pool, lease: Lease) -> None:
     """Finish removing a base; or let it be, where its snapshot still is.
 
     :raises CephError: something is left
@@ -65,7 +64,7 @@ def end_retiring(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
     remove_rest(pool, lease)
 
 
-def remove_rest(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def remove_rest(pool: ceph.Pool, lease: Lease) -> None:
     """Remove a base whose snapshot is gone, and what belongs to it.
 
     :raises CephError: something is left; ENOTEMPTY: somebody made a clone of
@@ -78,7 +77,7 @@ def remove_rest(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
             _restore(pool, lease.image)
         raise
     pool.remove_object(manifest_of(lease.image))
-    remove_link(pool, lease)
+    rbd_base_links.remove(pool, lease)
 
 
 def _restore(pool: ceph.Pool, image_id: str) -> None:
@@ -144,29 +143,3 @@ def _settle(pool: ceph.Pool, image_id: str) -> None:
 def manifest_of(image_id: str) -> str:
     """Name the object that is kept with a base."""
     return f'cow_manifest.{image_id}'
-
-
-def link_of(name: str) -> str:
-    """Name the snapshot of a volume that a base is a clone of."""
-    return _LINK + name.rpartition('-')[2]
-
-
-def remove_link(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
-    """Remove the snapshot of the volume that a base was linked to.
-
-    :raises CephError: EBUSY: the base is a clone of version 1
-    """
-    if not (lease.draft and lease.draft.volume):
-        return
-    snapshot = link_of(lease.volume)
-    try:
-        with pool.image_of(lease.draft.volume, write=True) as image:
-            found = [one['name'] for one in image.list_snaps()]
-            if snapshot not in found:
-                return
-            if image.is_protected_snap(snapshot):
-                image.unprotect_snap(snapshot)
-            image.remove_snap(snapshot)
-    except ceph.CephError as error:
-        if error.errno != errno.ENOENT:
-            raise

@@ -5,7 +5,8 @@ Making and deleting a volume takes librbd many steps, and any of them may be
 the last one of a process. So the work is written down first: a row of the
 object ``cow_leases``, under the volume's name, together with a lock that ends
 by itself. While the row is there, nobody sees the volume. The step that
-removes it publishes the volume, or shows that it is gone.
+removes it publishes the volume, or shows that it is gone. What a row says is
+in :mod:`.rbd_lease_row`.
 
 A row whose maker is dead is taken over: that client is shut out first, so
 that it does no harm should it only have slept.
@@ -14,8 +15,6 @@ that it does no harm should it only have slept.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import enum
-import json
 import os
 import time
 from typing import Any, Self
@@ -25,6 +24,9 @@ from oslo_log import log as logging
 
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import native
+from cinder_cow.drivers import rbd_lease_row
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 from cinder_cow.drivers.rbd_owner import Owner
 
 LOG = logging.getLogger(__name__)
@@ -32,112 +34,6 @@ LOG = logging.getLogger(__name__)
 OBJECT = 'cow_leases'
 # Seconds; renewed three times before it ends.
 SECONDS = 30
-
-
-class Work(enum.Enum):
-    """What is done to a volume."""
-
-    CLONE = 'clone'
-    STREAM = 'stream'
-    DELETE = 'delete'
-    BASE = 'base'
-    RETIRE = 'retire'
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Draft:
-    """How far a base is that is being made.
-
-    :param kept: bytes from the start that are written, so that the next
-        maker can go on behind them
-    :param left: its maker has given it up, for the next one to go on
-    :param told: when this was written down, in seconds since the epoch
-    :param volume: whose content it has, if it was linked
-    """
-
-    kept: int = 0
-    left: bool = False
-    told: float = 0
-    phase: str = ''
-    done: int = 0
-    total: int = 0
-    volume: str = ''
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Lease:
-    """A work that is under way.
-
-    :param id: of this one attempt
-    :param address: of its client, by which it can be shut out
-    :param client: its number, with which the ids of its images begin
-    :param image: id of the image that is deleted, or is to be a base
-    :param size: bytes it shall have
-    :param since: seconds since the epoch, for people
-    """
-
-    id: str
-    volume: str
-    work: Work
-    owner: Owner
-    address: str
-    client: str
-    image: str = ''
-    size: int = 0
-    since: float = 0
-    draft: Draft | None = None
-
-    def packed(self) -> bytes:
-        record = dataclasses.asdict(self) | {'work': self.work.value}
-        if self.draft is None:
-            del record['draft']
-        return json.dumps(record).encode()
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> Self:
-        """Read a row.
-
-        :raises ValueError: it is none of ours
-        """
-        try:
-            record: dict[str, Any] = json.loads(data)
-            owner = Owner(**record.pop('owner'))
-            work = Work(record.pop('work'))
-            draft = record.pop('draft', None)
-            if draft is not None:
-                draft = Draft(**draft)
-            return cls(work=work, owner=owner, draft=draft, **record)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ValueError(str(error)) from None
-
-    def has_made(self, image_id: str) -> bool:
-        """Whether an image is of this work's client.
-
-        librbd makes an id of the client's number and one by chance, both in
-        hexadecimal, and keeps the last 14 digits of it.
-        """
-        return any(
-            image_id[:-length] == self.client[length - 14 :]
-            for length in range(1, 9)
-        )
-
-    @property
-    def kept(self) -> int:
-        """How much of a base the next maker can go on behind."""
-        return self.draft.kept if self.draft else 0
-
-    def changed(self, **changes: Any) -> Self:  # noqa: ANN401
-        """Return the row with another draft.
-
-        :param changes: fields of :class:`Draft`
-        """
-        draft = dataclasses.replace(
-            self.draft or Draft(), told=time.time(), **changes
-        )
-        return dataclasses.replace(self, draft=draft)
-
-    def lock(self, renew: bool = False) -> ceph.Lock:
-        return ceph.Lock(self.id, self.id, SECONDS, renew)
 
 
 class TakenError(Exception):
@@ -189,7 +85,7 @@ class Holding:
 
         :raises LostError: it is not
         """
-        if not _rows(self._pool).lock(self.lease.lock(renew=True)):
+        if not _rows(self._pool).lock(lock_of(self.lease, renew=True)):
             raise self._lost()
 
     def write_down(self, lease: Lease) -> None:
@@ -305,7 +201,7 @@ def take(
         **facts,
     )
     with _about_to_hold(lease):
-        if not _rows(pool).put(volume, lease.packed(), lock=lease.lock()):
+        if not _rows(pool).put(volume, lease.packed(), lock=lock_of(lease)):
             raise TakenError(of(pool, volume))
         return Holding(pool, lease)
 
@@ -331,7 +227,7 @@ def take_from(
             lease.volume,
             ours.packed(),
             was=lease.packed(),
-            lock=ours.lock(),
+            lock=lock_of(ours),
             unlock=lease.id,
         ):
             # Our probe may have come after its release.
@@ -339,6 +235,11 @@ def take_from(
             _held.discard(ours.id)
             return None
         return Holding(pool, ours)
+
+
+def lock_of(lease: Lease, renew: bool = False) -> ceph.Lock:
+    """Describe the lock that comes and goes with the row of a lease."""
+    return ceph.Lock(lease.id, lease.id, SECONDS, renew)
 
 
 def _both(address: str, older: str) -> str:
@@ -384,7 +285,7 @@ def stray_locks(pool: ceph.Pool) -> list[str]:
     rows = _rows(pool)
     locks = rows.locks()
     # A row and its lock come and go together.
-    held = {_id_of(row) for row in rows.all().values()}
+    held = {rbd_lease_row.id_of(row) for row in rows.all().values()}
     there = set(rows.locks())
     return [
         lock
@@ -395,13 +296,6 @@ def stray_locks(pool: ceph.Pool) -> list[str]:
 
 def forget_lock(pool: ceph.Pool, lock: str) -> None:
     _rows(pool).forget_lock(lock)
-
-
-def _id_of(row: bytes) -> str:
-    try:
-        return str(json.loads(row)['id'])
-    except (ValueError, TypeError, KeyError):
-        return ''
 
 
 def all_of(pool: ceph.Pool) -> dict[str, bytes]:

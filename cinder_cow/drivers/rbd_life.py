@@ -20,6 +20,7 @@ from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_sweep
 from cinder_cow.drivers import rbd_undo
 from cinder_cow.drivers import rbd_works
+from cinder_cow.drivers.rbd_lease_row import Work
 
 LOG = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Life(rbd_context.RbdContext):
             if not pool.find(name):
                 return
             holding = rbd_leases.take(
-                pool, connection, volume_name, rbd_leases.Work.STREAM
+                pool, connection, volume_name, Work.STREAM
             )
             with rbd_works.undone(holding):
                 rbd_undo.remove(pool, name)

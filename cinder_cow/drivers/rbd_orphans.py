@@ -29,6 +29,8 @@ from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_sweep
 from cinder_cow.drivers import rbd_undo
 from cinder_cow.drivers import rbd_works
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 
 _REMOVED = 'It is removed.'
 _NAME = 'rbd_id.'
@@ -76,7 +78,7 @@ class Orphans(orphans.Orphans):
         for volume, row in rbd_leases.all_of(self._pool).items():
             what = f'work on {refusal.printable(volume)}'
             try:
-                lease = rbd_leases.Lease.unpacked(row)
+                lease = Lease.unpacked(row)
             except ValueError as error:
                 orphan = bases.Orphan(
                     what,
@@ -93,7 +95,7 @@ class Orphans(orphans.Orphans):
                 remove = functools.partial(self._end, lease)
                 yield orphans.Found(orphan, remove)
 
-    def _end(self, lease: rbd_leases.Lease) -> None:
+    def _end(self, lease: Lease) -> None:
         if rbd_leases.is_dead(self._pool, lease):
             rbd_sweep.end(
                 self._pool,
@@ -148,9 +150,9 @@ class Orphans(orphans.Orphans):
     def _remove_image(self, volume: str, name: str) -> None:
         """Remove an image that is no base, as the only one who may."""
         pool = self._pool
-        work = rbd_leases.Work.STREAM
+        work = Work.STREAM
         if volume == name:
-            work = rbd_leases.Work.BASE
+            work = Work.BASE
         holding = rbd_leases.take(pool, pool.connection, volume, work)
         with rbd_works.undone(holding):
             if not self._store.find(pool, name):
@@ -227,7 +229,7 @@ class Orphans(orphans.Orphans):
             raise
 
 
-def _how_dead(lease: rbd_leases.Lease) -> str:
+def _how_dead(lease: Lease) -> str:
     problem = f'it was begun by {lease.owner}, which lives no more'
     if lease.draft and lease.draft.left:
         problem = f'it was left by {lease.owner}'

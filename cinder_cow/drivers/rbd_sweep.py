@@ -10,10 +10,11 @@ from oslo_log import log as logging
 
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd_leases
+from cinder_cow.drivers.rbd_lease_row import Lease
 
 LOG = logging.getLogger(__name__)
 
-Clean = Callable[[ceph.Pool, rbd_leases.Lease], None]
+Clean = Callable[[ceph.Pool, Lease], None]
 
 
 def sweep(
@@ -29,7 +30,7 @@ def sweep(
     """
     for volume, row in rbd_leases.all_of(pool).items():
         try:
-            lease = rbd_leases.Lease.unpacked(row)
+            lease = Lease.unpacked(row)
         except ValueError as error:
             LOG.warning('The lease on %s is unknown: %s', volume, error)
             continue
@@ -43,7 +44,7 @@ def sweep(
             LOG.warning('Volume %s: %s', volume, error)
 
 
-def is_kept(lease: rbd_leases.Lease, keep: float) -> bool:
+def is_kept(lease: Lease, keep: float) -> bool:
     """Whether the next maker may still go on with what was left."""
     draft = lease.draft
     if draft is None or not draft.kept:
@@ -54,7 +55,7 @@ def is_kept(lease: rbd_leases.Lease, keep: float) -> bool:
 def end(
     pool: ceph.Pool,
     connection: ceph.Connection,
-    lease: rbd_leases.Lease,
+    lease: Lease,
     clean: Clean,
 ) -> None:
     """Clean up behind a dead maker."""
@@ -72,7 +73,7 @@ def end(
 
 
 def take_over(
-    pool: ceph.Pool, connection: ceph.Connection, lease: rbd_leases.Lease
+    pool: ceph.Pool, connection: ceph.Connection, lease: Lease
 ) -> rbd_leases.Holding | None:
     """Have a lease in the place of a dead one's, whose client is shut out.
 

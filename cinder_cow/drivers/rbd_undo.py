@@ -13,7 +13,8 @@ import time
 
 from cinder_cow.drivers import base
 from cinder_cow.drivers import ceph
-from cinder_cow.drivers import rbd_leases
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 
 _PARTIAL = f'{base.RESERVED_PREFIX}partial.'
 # A client that has just closed an image may be its watcher for a moment.
@@ -32,7 +33,7 @@ def volume_of_partial(name: str) -> str:
     return name.removeprefix(_PARTIAL) if name.startswith(_PARTIAL) else ''
 
 
-def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def finish_or_undo(pool: ceph.Pool, lease: Lease) -> None:
     """Bring an end to a work that a dead maker has left at any step.
 
     What was to be made is undone, also where all but its row is done: the
@@ -40,19 +41,19 @@ def finish_or_undo(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
 
     :raises CephError: it could not be; may be tried again
     """
-    if lease.work is rbd_leases.Work.DELETE:
+    if lease.work is Work.DELETE:
         # By its id: the name may be that of another tool's image by now.
         entry = pool.find(lease.volume)
         if not entry.whole or entry.id == lease.image:
             remove(pool, lease.volume)
         return
-    if lease.work is rbd_leases.Work.STREAM:
+    if lease.work is Work.STREAM:
         _finish_rename(pool, lease.volume)
         remove(pool, partial_name(lease.volume))
     undo_volume(pool, lease)
 
 
-def undo_volume(pool: ceph.Pool, lease: rbd_leases.Lease) -> None:
+def undo_volume(pool: ceph.Pool, lease: Lease) -> None:
     """Leave nothing of a volume that could not be made.
 
     :raises CephError: something is left

@@ -23,7 +23,7 @@ from cinder_cow.drivers import rbd_parents
 from cinder_cow.drivers import rbd_sweep
 from cinder_cow.drivers import rbd_undo
 from cinder_cow.drivers import rbd_writer
-from cinder_cow.drivers.rbd_leases import Work
+from cinder_cow.drivers.rbd_lease_row import Work
 from cinder_cow.refusal import Reason
 
 LOG = logging.getLogger(__name__)

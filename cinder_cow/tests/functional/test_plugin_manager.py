@@ -3,17 +3,17 @@
 
 import contextlib
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 import uuid
 
 from oslo_utils import units
 
-from cinder_cow.drivers import bases
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
 from cinder_cow.handlers import keeping
+from cinder_cow.tests import aged_bases
 from cinder_cow.tests import cinder_case
 from cinder_cow.tests import cinder_service
 from cinder_cow.tests import corpus
@@ -93,14 +93,9 @@ class TestManager(cinder_case.CinderCase):
 
     def base(self, image_id, **changes):
         """Have a base that was made long ago."""
-        key = bases.BaseKey(image_id, 'sha512:1')
-        writer: Any = self.driver.begin_base(key, units.Mi)
-        with writer:
-            facts = bases.BaseFacts(key, 'i', 'raw', units.Mi, '', made_at=1)
-            made = writer.publish(facts)
-        self.addCleanup(self.driver.retire_base, made.name)
-        self.driver.set_base_facts(made.name, **changes)
-        return made.name
+        name = aged_bases.make(self.driver, image_id, **changes)
+        self.addCleanup(self.driver.retire_base, name)
+        return name
 
     def names(self):
         return {found.name for found in self.driver.list_bases()}

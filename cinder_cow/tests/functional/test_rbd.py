@@ -19,6 +19,8 @@ from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_owner
 from cinder_cow.drivers import rbd_parents
+from cinder_cow.drivers.rbd_lease_row import Lease
+from cinder_cow.drivers.rbd_lease_row import Work
 from cinder_cow.tests import ceph_cluster
 from cinder_cow.tests import conformance
 from cinder_cow.tests import rbd_place
@@ -58,17 +60,19 @@ class TestSweep(RbdTestCase):
     def leave_row(self):
         """Write down a work as one who died then."""
         me = rbd_owner.Owner.me()
-        lease = rbd_leases.Lease(
+        lease = Lease(
             id='1' * 32,
             volume='v1',
-            work=rbd_leases.Work.CLONE,
+            work=Work.CLONE,
             owner=dataclasses.replace(me, pid=1, started='never'),
             address='127.0.0.1:0/1',
             client='1',
         )
         with self.opened() as pool:
             rows = pool.rows(rbd_leases.OBJECT)
-            self.assertTrue(rows.put('v1', lease.packed(), lock=lease.lock()))
+            self.assertTrue(
+                rows.put('v1', lease.packed(), lock=rbd_leases.lock_of(lease))
+            )
 
     @contextlib.contextmanager
     def opened(self):

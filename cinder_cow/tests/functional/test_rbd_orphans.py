@@ -10,6 +10,7 @@ from cinder_cow.drivers import bases
 from cinder_cow.drivers import ceph
 from cinder_cow.drivers import rbd_leases
 from cinder_cow.drivers import rbd_owner
+from cinder_cow.drivers.rbd_lease_row import Lease
 from cinder_cow.tests import rbd_victim
 from cinder_cow.tests.functional import test_rbd_base_kills
 
@@ -89,7 +90,7 @@ class TestOrphans(test_rbd_base_kills.BaseKillCase):
             for key, row in rows.all().items():
                 rows.delete(key)
                 # It would end at any time, and be found only then.
-                rows.forget_lock(rbd_leases.Lease.unpacked(row).id)
+                rows.forget_lock(Lease.unpacked(row).id)
 
     @contextlib.contextmanager
     def pool_opened(self):

@@ -39,6 +39,7 @@ from cinder_cow.drivers import ceph
 from cinder_cow.drivers import file
 from cinder_cow.drivers import memory
 from cinder_cow.drivers import rbd_leases
+from cinder_cow.drivers.rbd_lease_row import Lease
 from cinder_cow.refusal import Reason
 from cinder_cow.tests import corpus
 from cinder_cow.tests import http_place
@@ -866,7 +867,7 @@ class TestBaseRemedies(rbd_case.FaultCase):
         ):
             rows = pool.rows(rbd_leases.OBJECT)
             for volume, row in rows.all().items():
-                lease = rbd_leases.Lease.unpacked(row)
+                lease = Lease.unpacked(row)
                 dead = dataclasses.replace(lease.owner, pid=1, started='never')
                 other = dataclasses.replace(lease, id='f' * 32, owner=dead)
                 rows.put(volume, other.packed(), was=row, unlock=lease.id)

@@ -2,7 +2,6 @@
 """What back ends tell a scheduler, and what it asks Glance; no Cinder."""
 
 import threading
-from typing import Any
 import uuid
 
 from oslo_utils import units
@@ -11,12 +10,12 @@ from oslotest import base as test_base
 from cinder_cow import exception
 from cinder_cow import image_info
 from cinder_cow import opts
-from cinder_cow.drivers import bases
 from cinder_cow.drivers import memory
 from cinder_cow.plugin import base_digest
 from cinder_cow.plugin import capabilities
 from cinder_cow.plugin import image_places
 from cinder_cow.refusal import Reason
+from cinder_cow.tests import aged_bases
 
 FSID = '6ad5d1f0-0d2c-4f43-9a6c-0b3f3c3a3b6e'
 LIMIT = 60
@@ -75,12 +74,7 @@ class TestCapabilities(test_base.BaseTestCase):
         return self.capabilities.told(self.driver, self.settings)
 
     def base(self, image_id, **changes):
-        key = bases.BaseKey(image_id, 'sha512:1')
-        writer: Any = self.driver.begin_base(key, units.Mi)
-        with writer:
-            facts = bases.BaseFacts(key, 'i', 'raw', units.Mi, '', made_at=1)
-            made = writer.publish(facts)
-        self.driver.set_base_facts(made.name, **changes)
+        aged_bases.make(self.driver, image_id, **changes)
 
     def test_bases_that_can_be_cloned(self):
         good, bad = image_ids(2)
