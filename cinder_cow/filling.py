@@ -93,9 +93,13 @@ def refusals(
         return
     if missing := qemu_img.missing_tool():
         yield missing
+    room = scratch.Scratch(settings)
+    # First: to open it in a cluster takes a tenth of all a clone's time.
+    if image.size is not None and not room.refuse(image.size, image.label):
+        return
     with reader_source.nearest(image, source, driver) as near:
         if not isinstance(near, image_source.Resumable):
             return
         size = near.size if image.size is None else image.size
-        if refused := scratch.Scratch(settings).refuse(size, image.label):
+        if refused := room.refuse(size, image.label):
             yield refused
