@@ -24,10 +24,12 @@ from cinder_cow import manager
 from cinder_cow import opts
 from cinder_cow import outcome as outcomes
 from cinder_cow.drivers import base
+from cinder_cow.drivers import bases
 from cinder_cow.plugin import capabilities
 from cinder_cow.plugin import images
 from cinder_cow.plugin import options as plugin_options
 from cinder_cow.plugin import signatures
+from cinder_cow.plugin import tasks
 from cinder_cow.plugin import telling
 from cinder_cow.refusal import Reason
 
@@ -52,6 +54,7 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
 
     # From do_setup on.
     _cow: _Backend
+    _cow_rounds: tasks.Rounds
 
     def do_setup(self, context: cinder_context.RequestContext) -> None:
         super().do_setup(context)  # type: ignore[misc]
@@ -60,6 +63,13 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
         self._cow = _Backend(
             self.cow_driver(options), opts.Settings.read(options)
         )
+        self._cow_rounds = tasks.Rounds()
+
+    def check_for_setup_error(self) -> None:
+        super().check_for_setup_error()  # type: ignore[misc]
+        # Where this service was killed: an image in the cluster that QEMU
+        # read just then cannot be deleted before.
+        self._cow_rounds.begin('Sweep', self._sweep)
 
     def cow_driver(self, options: opts.BackendOptions) -> base.Driver:
         """Make our driver of the same back end."""
@@ -121,6 +131,10 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
         return update, True
 
     # Private
+
+    def _sweep(self) -> None:
+        if isinstance(self._cow.driver, bases.Checker):
+            self._cow.driver.sweep()
 
     def _made(
         self,

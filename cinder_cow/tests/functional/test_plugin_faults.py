@@ -13,6 +13,7 @@ from cinder_cow.tests import glance_proxy
 from cinder_cow.tests import rbd_place
 from cinder_cow.tests import volume_api
 from cinder_cow.tests.functional import test_plugin_rbd
+from cinder_cow.tests.functional import test_plugin_telling
 
 with contextlib.suppress(ImportError):  # without it, the tests are skipped
     import rbd  # noqa: TID251
@@ -24,6 +25,9 @@ UNDER_WAY = {'creating', 'downloading', 'deleting'}
 TIMEOUT = 3
 ATTEMPTS = 2
 SIZE = 4 * units.Mi
+# What takes long enough, made within the cluster, to be killed meanwhile.
+LARGE = 64 * units.Mi
+BORROWED = 'cow-partial.cow-source-'
 
 
 class FaultCase(test_plugin_rbd.PluginTestCase):
@@ -72,9 +76,10 @@ class FaultCase(test_plugin_rbd.PluginTestCase):
             )
             time.sleep(0.1)
 
-    def image(self, content=None):
+    def image(self, content=None, **options):
         """Store an image that must be downloaded."""
-        return self.qcow2(content or corpus.noise(SIZE), store='file1')
+        content = content or corpus.noise(SIZE)
+        return self.qcow2(content, store='file1', **options)
 
     def data_of(self, image_id):
         return f'GET /v2/images/{image_id}/file'
@@ -168,14 +173,38 @@ class TestGlance(FaultCase):
         self.assertEqual('error', self.ended(volume))
 
 
-class TestDeaths(FaultCase):
-    def restarted(self, volume):
+class DeathCase(FaultCase):
+    # Has Cinder take images for encrypted ones, of which we make nothing.
+    settings: ClassVar = {
+        **FaultCase.settings,
+        **test_plugin_telling.TestKeys.settings,
+    }
+
+    def died(self):
         self.cinder.kill()
         self.proxy.clear()
         self.cinder.restart()
+
+    def restarted(self, volume):
+        self.died()
         self.assertEqual('error', self.ended(volume))
         self.cinder.delete_volume(volume)
 
+    def act(self, volume, **action):
+        path = f'/volumes/{volume}/action'
+        new = {'OpenStack-API-Version': 'volume 3.68'}
+        return self.cinder.do('POST', path, json=action, headers=new)
+
+    def reset(self, volume, status):
+        """Have an administrator give a volume a status that it had.
+
+        Cinder does so itself only after it was killed while it made one.
+        """
+        self.assertEqual(status, self.cinder.show(volume)['status'])
+        self.act(volume, **{'os-reset_status': {'status': 'available'}})
+
+
+class TestDeaths(DeathCase):
     def test_while_a_base_is_made(self):
         content = corpus.noise(SIZE)
         image_id = self.image(content)
@@ -196,6 +225,75 @@ class TestDeaths(FaultCase):
         self.cluster.resume('osd')
         self.restarted(volume)
         self.assert_made(image_id, content)
+
+    def test_while_a_base_is_made_of_an_image_in_the_cluster(self):
+        content = corpus.noise(LARGE)
+        image_id = self.qcow2(content)
+        volume = self.begun(image_id=image_id)
+        self.wait_borrowed()
+        self.restarted(volume)
+        self.assertNotIn(f'Volume volume-{volume} was made', self.cinder.log)
+        self.assert_made(image_id, content)
+
+    def wait_borrowed(self):
+        """Wait until QEMU is about to read an image in the cluster."""
+        deadline = time.monotonic() + volume_api.LIMIT
+        with rbd_place.opened(self.cluster, POOL) as ioctx:
+            while BORROWED not in str(rbd.RBD().list(ioctx)):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.005)
+
+    def test_while_cinder_copies(self):
+        content = corpus.noise(SIZE)
+        key = test_plugin_telling.KEY
+        image_id = self.image(content, cinder_encryption_key_id=key)
+        self.proxy.put(self.data_of(image_id), Fault(stall_after=units.Mi))
+        volume = self.begun(image_id=image_id)
+        self.proxy.wait_stalled()
+        self.told(volume, 'is left to Cinder')
+        self.restarted(volume)
+        volume = self.created(image_id=image_id)
+        self.assert_content(volume, content)
+
+    def test_while_a_volume_is_reimaged(self):
+        content = corpus.noise(SIZE)
+        volume = self.created(image_id=self.image())
+        image_id = self.image(content)
+        self.proxy.put(self.data_of(image_id), Fault(stall_after=units.Mi))
+        self.act(volume, **{'os-reimage': {'image_id': image_id}})
+        self.proxy.wait_stalled()
+        self.died()
+        self.reset(volume, 'downloading')
+        self.act(volume, **{'os-reimage': {'image_id': image_id}})
+        self.assertEqual('available', self.ended(volume))
+        self.assert_content(volume, content, self.parent(volume))
+
+
+class TestDeathOfUpload(DeathCase):
+    """Without anything between, which would not pass on what is uploaded."""
+
+    attaches = True
+
+    @classmethod
+    def asked(cls):
+        super().asked()
+        return cls.glance
+
+    def test_while_a_volume_is_made_an_image(self):
+        volume = self.created(image_id=self.stored(data=corpus.noise(SIZE)))
+        claims = {'image_name': 'made', 'force': False, 'disk_format': 'raw'}
+        answer = self.act(volume, **{'os-volume_upload_image': claims})
+        image_id = answer.json()['os-volume_upload_image']['image_id']
+        self.addCleanup(self.glance.delete, image_id)
+        self.until(lambda: self.status(image_id) == 'saving')
+        self.died()
+        # Nobody takes half an image for one.
+        self.until(lambda: self.status(image_id) == 'queued')
+        self.reset(volume, 'uploading')
+        self.cinder.delete_volume(volume)
+
+    def status(self, image_id):
+        return self.glance.record(image_id)['status']
 
 
 class TestDeleted(FaultCase):
