@@ -146,7 +146,10 @@ class Cinder(service_process.ServiceProcess, volume_api.Client):
                 'enabled_backends': ','.join(self.drivers),
                 'default_volume_type': '__DEFAULT__',
                 **_QUOTAS,
-                # Seconds. A back end that was down is known to be up again.
+                # Seconds. The first round of what is periodic begins after a
+                # time by chance, of up to a minute.
+                'periodic_fuzzy_delay': 0,
+                # A back end that was down is known to be up again.
                 'backend_stats_polling_interval': 10,
                 'report_interval': 5,
                 # What the owner of cached images would be.

@@ -31,7 +31,7 @@ POOL = cinder_case.POOL
 SIZE = 4 * units.Mi
 
 
-class TestManager(cinder_case.CinderCase):
+class ManagerTestCase(cinder_case.CinderCase):
     """Has our manager, with a back end of ours and one of Cinder's own."""
 
     settings: ClassVar = {
@@ -100,6 +100,18 @@ class TestManager(cinder_case.CinderCase):
     def names(self):
         return {found.name for found in self.driver.list_bases()}
 
+
+class TestManagerNative(ManagerTestCase):
+    """Cinder without eventlet, where the rounds are native threads."""
+
+    native = True
+
+    def test_an_image_that_is_marked_is_prepared(self):
+        self.assertIn('with native threading', self.cinder.log)
+        self.prepared(self.marked('true'))
+
+
+class TestManager(ManagerTestCase):
     # Preparing
 
     def test_images_that_are_marked_are_prepared(self):

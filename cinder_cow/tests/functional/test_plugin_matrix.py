@@ -17,15 +17,20 @@ HOST = 'cow@rbd1#rbd1'
 # Newer calls than those of the first release have it in their headers.
 NEW = {'OpenStack-API-Version': 'volume 3.68'}
 SIZE = units.Mi
+# RBD_OPERATION_FEATURE_CLONE_CHILD: a clone of version 2.
+CLONE_CHILD = 2
 
 
 class TestOthers(test_plugin_rbd.PluginTestCase):
     """Each leaves nothing but bases."""
 
+    clone_version = 1
     attaches = True
     settings: ClassVar = {
         'DEFAULT': {
-            'backup_driver': 'cinder.backup.drivers.posix.PosixBackupDriver'
+            'backup_driver': 'cinder.backup.drivers.posix.PosixBackupDriver',
+            # It would take 3 s for zeros.
+            'backup_compression_algorithm': 'none',
         }
     }
 
@@ -41,7 +46,18 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
     def volume(self, content=None):
         """Make a volume that is cloned from a base."""
         image_id = self.qcow2(content or self.content, store='file1')
-        return self.created(image_id=image_id)
+        volume = self.created(image_id=image_id)
+        with self.opened(volume) as image:
+            self.assertTrue(image.parent_info())
+            is_v2 = bool(image.op_features() & CLONE_CHILD)
+        self.assertEqual(self.clone_version == 2, is_v2)
+        return volume
+
+    def snapshot(self, volume):
+        """Make a snapshot of a volume; it goes before the volume does."""
+        snapshot = self.cinder.create_snapshot(volume)
+        self.addCleanup(self.cinder.delete_snapshot, snapshot)
+        self.cinder.wait_snapshot(snapshot)
 
     def act(self, volume, **action):
         path = f'/volumes/{volume}/action'
@@ -59,23 +75,28 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
         self.assertTrue(storage.same(content or self.content, found))
 
     def test_retyped(self):
-        volume = self.volume()
+        # Made first: a type cannot go before its volumes.
         kind = self.type(multiattach='<is> True')
+        volume = self.volume()
+        clone = self.created(source_volid=volume)
+        self.snapshot(volume)
         claims = {'new_type': kind, 'migration_policy': 'never'}
         self.act(volume, **{'os-retype': claims})
         self.settled(volume)
         self.assertTrue(self.cinder.show(volume)['multiattach'])
-        self.assert_same(volume)
-        # Its type cannot go before it.
-        self.cinder.delete_volume(volume)
+        for one in (volume, clone):
+            self.assert_same(one)
 
     def test_reimaged(self):
-        volume = self.volume(corpus.noise(SIZE))
+        before = corpus.noise(SIZE)
+        volume = self.volume(before)
+        clone = self.created(source_volid=volume)
         image_id = self.qcow2(self.content, store='file1')
         claims = {'image_id': image_id}
         self.act(volume, **{'os-reimage': claims})
         self.settled(volume)
         self.assert_same(volume)
+        self.assert_same(clone, before)
 
     def test_made_an_image(self):
         volume = self.volume()
@@ -143,3 +164,17 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
         while self.cinder.request('GET', f'/backups/{backup}').ok:
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.1)
+
+
+class TestOthersOfVersion2(TestOthers):
+    """With clones of version 2, of the images in the same cluster too."""
+
+    clone_version = 2
+
+    @classmethod
+    def ceph(cls):
+        cluster = super().ceph()
+        option = {'who': 'client', 'name': 'rbd_default_clone_format'}
+        cluster.set_config(**option, value=2)
+        cls.addClassCleanup(cluster.mon, prefix='config rm', **option)
+        return cluster

@@ -137,6 +137,19 @@ class TestWeigher(WeigherTestCase):
         self.assertNotIn('cow_clone', plain)
 
 
+class TestWeigherNative(WeigherTestCase):
+    """It asks Glance in the scheduler's own threads."""
+
+    native = True
+
+    def test_it_is_native(self):
+        self.assertIn('with native threading', self.cinder.log)
+
+    def test_where_it_is_cloned_from_its_location(self):
+        image_id = self.stored(data=corpus.noise(units.Mi))
+        self.assertEqual({NEAR}, self.places(image_id=image_id))
+
+
 class TestWithoutGlance(WeigherTestCase):
     """It goes by bases alone; and here, to where they are not."""
 

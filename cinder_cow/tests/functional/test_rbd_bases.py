@@ -547,6 +547,10 @@ class TestLinks(BaseCase):
             made = writer.publish(self.facts())
         self.assertEqual(before, self.data_objects())
         self.assertEqual(0, made.allocated)
+        # A clone of version 2 needs no snapshot of the volume.
+        with self.opened('volume-1') as image:
+            kept = [one['name'] for one in image.list_snaps()]
+        self.assertEqual(version == 1, any('cow-link-' in k for k in kept))
         self.clone(made)
         self.assert_stream('v')
         error = self.refused(

@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import time
 
 import ddt
 
@@ -196,6 +197,9 @@ class TestOrphans(test_rbd_base_kills.BaseKillCase):
         with self.pool_opened() as pool:
             rows = pool.rows(rbd_leases.OBJECT)
             rows.put('v', b'{"id": "1"}')
+            # Its lock has ended, and is none that was left without a row.
+            self.assertTrue(rows.lock(ceph.Lock('1', 'a test', 1)))
+            time.sleep(1.1)
             (found,) = self.driver.remove_orphans()
             self.assertIs(False, found.removable)
             self.assertEqual(b'{"id": "1"}', rows.get('v'))
