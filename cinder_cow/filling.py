@@ -93,6 +93,8 @@ def refusals(
         return
     if missing := qemu_img.missing_tool():
         yield missing
+    if not isinstance(source, image_source.Resumable):
+        return
     room = scratch.Scratch(settings)
     # First: to open it in a cluster takes a tenth of all a clone's time.
     if image.size is not None and not room.refuse(image.size, image.label):
