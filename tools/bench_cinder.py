@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
@@ -251,6 +252,9 @@ def main() -> int:
     )
     parser.add_argument('--output', type=pathlib.Path, help='keep it there')
     arguments = parser.parse_args()
+    # Else workers of Cinder outlive us: the end of their parent is no signal
+    # to them.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     reports.told(_report(arguments), arguments.output)
     return 0
 
