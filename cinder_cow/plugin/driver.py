@@ -67,9 +67,8 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
 
     def check_for_setup_error(self) -> None:
         super().check_for_setup_error()  # type: ignore[misc]
-        # Where this service was killed: an image in the cluster that QEMU
-        # read just then cannot be deleted before.
-        self._cow_rounds.begin('Sweep', self._sweep)
+        # Thousands of them would keep the service from starting.
+        self._cow_rounds.begin('Sweep', self.cow_sweep)
 
     def cow_driver(self, options: opts.BackendOptions) -> base.Driver:
         """Make our driver of the same back end."""
@@ -130,11 +129,16 @@ class CowDriverMixin(capabilities.CapabilitiesMixin):
         telling.tell(context, volume, outcome.method.value, outcome.refusal)
         return update, True
 
-    # Private
+    def cow_sweep(self) -> None:
+        """Finish or undo what a service that was killed left half-made.
 
-    def _sweep(self) -> None:
+        An image in a cluster that QEMU read just then cannot be deleted
+        before.
+        """
         if isinstance(self._cow.driver, bases.Checker):
             self._cow.driver.sweep()
+
+    # Private
 
     def _made(
         self,

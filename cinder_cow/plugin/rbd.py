@@ -28,6 +28,11 @@ class CowRBDDriver(driver.CowDriverMixin, rbd_names.NamesRBDDriver):
         if self._cow_life:
             self._cow.driver = self._driver()
 
+    def cow_sweep(self) -> None:
+        if self._cow_life:
+            self._cow_life.sweep()
+        super().cow_sweep()
+
     def cow_set_up(self, volume: objects.Volume) -> driver.Update:
         update: driver.Update = self._setup_volume(volume)
         return update

@@ -8,7 +8,6 @@ are kept, so that its volumes and ours can be deleted by the other one.
 
 from collections.abc import Iterator
 import contextlib
-import threading
 from typing import Any
 
 from cinder import context as cinder_context
@@ -42,14 +41,6 @@ class LeakFreeRBDDriver(rbd_connections.PooledRBDDriver):
         super().failover_completed(context, secondary_id)
         if self._cow_life:
             self._set_up_life()
-
-    def check_for_setup_error(self) -> None:
-        super().check_for_setup_error()
-        if life := self._cow_life:
-            # Thousands of them would keep the service from starting.
-            threading.Thread(
-                target=life.sweep, name='cow-sweep', daemon=True
-            ).start()
 
     def create_volume(self, volume: objects.Volume) -> Update | None:
         with self._undone(volume):
