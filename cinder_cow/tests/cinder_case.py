@@ -103,6 +103,16 @@ class CinderCase(test_base.BaseTestCase):
         self.cinder.wait(volume)
         return volume
 
+    def uploaded(self, volume):
+        """Begin to make an image of a volume; return its id."""
+        action = 'os-volume_upload_image'
+        claims = {'image_name': 'made', 'force': False, 'disk_format': 'raw'}
+        image_id = self.cinder.act(volume, action, **claims)[action][
+            'image_id'
+        ]
+        self.addCleanup(self.glance.delete, image_id)
+        return image_id
+
     def assert_content(self, volume, expected, parent=None):
         """Check a volume's first bytes, that zeros follow, and its parent."""
         size = len(expected)

@@ -190,18 +190,13 @@ class DeathCase(FaultCase):
         self.assertEqual('error', self.ended(volume))
         self.cinder.delete_volume(volume)
 
-    def act(self, volume, **action):
-        path = f'/volumes/{volume}/action'
-        new = {'OpenStack-API-Version': 'volume 3.68'}
-        return self.cinder.do('POST', path, json=action, headers=new)
-
     def reset(self, volume, status):
         """Have an administrator give a volume a status that it had.
 
         Cinder does so itself only after it was killed while it made one.
         """
         self.assertEqual(status, self.cinder.show(volume)['status'])
-        self.act(volume, **{'os-reset_status': {'status': 'available'}})
+        self.cinder.act(volume, 'os-reset_status', status='available')
 
 
 class TestDeaths(DeathCase):
@@ -260,11 +255,11 @@ class TestDeaths(DeathCase):
         volume = self.created(image_id=self.image())
         image_id = self.image(content)
         self.proxy.put(self.data_of(image_id), Fault(stall_after=units.Mi))
-        self.act(volume, **{'os-reimage': {'image_id': image_id}})
+        self.cinder.act(volume, 'os-reimage', image_id=image_id)
         self.proxy.wait_stalled()
         self.died()
         self.reset(volume, 'downloading')
-        self.act(volume, **{'os-reimage': {'image_id': image_id}})
+        self.cinder.act(volume, 'os-reimage', image_id=image_id)
         self.assertEqual('available', self.ended(volume))
         self.assert_content(volume, content, self.parent(volume))
 
@@ -281,10 +276,7 @@ class TestDeathOfUpload(DeathCase):
 
     def test_while_a_volume_is_made_an_image(self):
         volume = self.created(image_id=self.stored(data=corpus.noise(SIZE)))
-        claims = {'image_name': 'made', 'force': False, 'disk_format': 'raw'}
-        answer = self.act(volume, **{'os-volume_upload_image': claims})
-        image_id = answer.json()['os-volume_upload_image']['image_id']
-        self.addCleanup(self.glance.delete, image_id)
+        image_id = self.uploaded(volume)
         self.until(lambda: self.status(image_id) == 'saving')
         self.died()
         # Nobody takes half an image for one.
@@ -302,8 +294,7 @@ class TestDeleted(FaultCase):
         self.proxy.put(self.data_of(image_id), Fault(stall_after=units.Mi))
         volume = self.begun(image_id=image_id)
         self.proxy.wait_stalled()
-        action = {'os-reset_status': {'status': 'error'}}
-        self.cinder.do('POST', f'/volumes/{volume}/action', json=action)
+        self.cinder.act(volume, 'os-reset_status', status='error')
         self.cinder.delete_volume(volume)
         self.proxy.clear()
         self.until(

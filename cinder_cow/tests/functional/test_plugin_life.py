@@ -130,8 +130,7 @@ class TestLife(LifeTestCase):
     def test_extended(self):
         parent = self.created()
         clone = self.created(source_volid=parent)
-        extend = {'os-extend': {'new_size': 2}}
-        self.cinder.do('POST', f'/volumes/{clone}/action', json=extend)
+        self.cinder.act(clone, 'os-extend', new_size=2)
         self.cinder.wait(clone)
         self.cinder.delete_volume(parent)
         self.check_needed()
@@ -305,9 +304,7 @@ class TestOtherDriver(LifeTestCase):
             clone, snapshot, volume = self.made_of(parent)
             self.switch(driver)
             others = self.made_of(clone)
-            extend = {'os-extend': {'new_size': 2}}
-            path = f'/volumes/{volume}/action'
-            self.cinder.do('POST', path, json=extend)
+            self.cinder.act(volume, 'os-extend', new_size=2)
             self.cinder.wait(volume)
             self.cinder.delete_snapshot(others[1])
             self.cinder.delete_snapshot(snapshot)

@@ -14,8 +14,6 @@ from cinder_cow.tests.functional import test_plugin_rbd
 
 POOL = test_plugin_rbd.POOL
 HOST = 'cow@rbd1#rbd1'
-# Newer calls than those of the first release have it in their headers.
-NEW = {'OpenStack-API-Version': 'volume 3.68'}
 SIZE = units.Mi
 # RBD_OPERATION_FEATURE_CLONE_CHILD: a clone of version 2.
 CLONE_CHILD = 2
@@ -59,10 +57,6 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
         self.addCleanup(self.cinder.delete_snapshot, snapshot)
         self.cinder.wait_snapshot(snapshot)
 
-    def act(self, volume, **action):
-        path = f'/volumes/{volume}/action'
-        return self.cinder.do('POST', path, json=action, headers=NEW)
-
     def settled(self, volume, status='available'):
         self.cinder.wait(volume, status)
 
@@ -81,7 +75,7 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
         clone = self.created(source_volid=volume)
         self.snapshot(volume)
         claims = {'new_type': kind, 'migration_policy': 'never'}
-        self.act(volume, **{'os-retype': claims})
+        self.cinder.act(volume, 'os-retype', **claims)
         self.settled(volume)
         self.assertTrue(self.cinder.show(volume)['multiattach'])
         for one in (volume, clone):
@@ -92,18 +86,14 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
         volume = self.volume(before)
         clone = self.created(source_volid=volume)
         image_id = self.qcow2(self.content, store='file1')
-        claims = {'image_id': image_id}
-        self.act(volume, **{'os-reimage': claims})
+        self.cinder.act(volume, 'os-reimage', image_id=image_id)
         self.settled(volume)
         self.assert_same(volume)
         self.assert_same(clone, before)
 
     def test_made_an_image(self):
         volume = self.volume()
-        claims = {'image_name': 'made', 'force': False, 'disk_format': 'raw'}
-        answer = self.act(volume, **{'os-volume_upload_image': claims})
-        image_id = answer.json()['os-volume_upload_image']['image_id']
-        self.addCleanup(self.glance.delete, image_id)
+        image_id = self.uploaded(volume)
         self.settled(volume)
         # What it was made of is in the cluster, and is cloned.
         again = self.created(image_id=image_id)
@@ -111,14 +101,14 @@ class TestOthers(test_plugin_rbd.PluginTestCase):
 
     def test_unmanaged_and_managed(self):
         volume = self.volume()
-        self.act(volume, **{'os-unmanage': {}})
+        self.cinder.act(volume, 'os-unmanage')
         self.cinder.wait(volume, 'deleted')
         claims = {'host': HOST, 'ref': {'source-name': f'volume-{volume}'}}
         answer = self.cinder.do(
             'POST',
             '/manageable_volumes',
             json={'volume': claims},
-            headers=NEW,
+            headers=volume_api.NEW,
         )
         managed = answer.json()['volume']['id']
         self.addCleanup(self.cinder.delete_volume, managed)

@@ -102,8 +102,7 @@ class TestTelling(TellingCase):
         image_id = self.stored(data=corpus.noise(units.Mi))
         volume = self.created(image_id=image_id)
         told = self.cinder.told(volume)
-        body = {'os-update_readonly_flag': {'readonly': True}}
-        self.cinder.do('POST', f'/volumes/{volume}/action', json=body)
+        self.cinder.act(volume, 'os-update_readonly_flag', readonly=True)
         self.assertEqual(
             {**told, 'readonly': 'True'}, self.cinder.told(volume)
         )
