@@ -15,6 +15,7 @@ that it does no harm should it only have slept.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from typing import Any, Self
@@ -83,10 +84,13 @@ class Holding:
     def renew(self) -> None:
         """Make sure that it is held, for all its seconds from now.
 
-        :raises LostError: it is not
+        Its lock ends while a machine sleeps, or when a clock is set; the work
+        is ours all the same while nobody has changed the row to take it over.
+
+        :raises LostError: another one has taken over, or is about to
         """
         if not _rows(self._pool).lock(lock_of(self.lease, renew=True)):
-            raise self._lost()
+            self._lock_again()
 
     def write_down(self, lease: Lease) -> None:
         """Change the row, which is written once more where it is unclear.
@@ -141,6 +145,20 @@ class Holding:
         if found is None or found.id != self.lease.id:
             raise self._lost()
         self.lease = found
+
+    def _lock_again(self) -> None:
+        lease = self.lease
+        row = lease.packed()
+        try:
+            locked = _rows(self._pool).put(
+                lease.volume, row, was=row, lock=lock_of(lease)
+            )
+        except ceph.CephError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            locked = False  # a probe found that it had ended
+        if not locked:
+            raise self._lost()
 
     def _lost(self) -> LostError:
         return LostError(f'the lease on {self.lease.volume} was lost')

@@ -31,7 +31,7 @@ class Lock:
 
     :param cookie: tells apart who holds it
     :param seconds: how long it is held, unless it is renewed
-    :param renew: it must be held already
+    :param renew: it must be held already; else it may, by the same cookie
     """
 
     name: str
@@ -41,7 +41,7 @@ class Lock:
 
     def packed(self) -> bytes:
         """Return the argument of cls_lock's lock: cls_lock_ops.h."""
-        exclusive, must_renew = 1, 2
+        exclusive, may_renew, must_renew = 1, 1, 2
         body = (
             packed(self.name)
             + struct.pack('<B', exclusive)
@@ -49,7 +49,7 @@ class Lock:
             + packed('')  # tag
             + packed('')  # description
             + struct.pack('<II', self.seconds, 0)
-            + struct.pack('<B', must_renew if self.renew else 0)
+            + struct.pack('<B', must_renew if self.renew else may_renew)
         )
         return struct.pack('<BBI', 1, 1, len(body)) + body
 

@@ -456,6 +456,30 @@ class TestWriting(BaseCase):
             self.assertIn(other.volume, librbd.RBD().list(ioctx))
         self.made()
 
+    def test_a_lease_that_ended_is_ours_until_it_is_taken_over(self):
+        with self.begin() as writer:
+            writer.write(b'A')
+            holding = writer._stream._holding
+            rows = holding._pool.rows(rbd_leases.OBJECT)
+            # As when the machine was asleep.
+            rows.forget_lock(holding.lease.id)
+            self.assertIs(False, rows.is_locked(holding.lease.id))
+            made = writer.publish(self.facts())
+        self.assertEqual([], self.left(made.name))
+
+    def test_a_lease_that_another_one_saw_end_is_lost(self):
+        with self.begin() as writer:
+            holding = writer._stream._holding
+            rows = holding._pool.rows(rbd_leases.OBJECT)
+            rows.forget_lock(holding.lease.id)
+            probe = ceph.Lock(holding.lease.id, 'a sweep', 60)
+            self.assertIs(True, rows.lock(probe))
+            self.refused(
+                Reason.BASE_LOST, call=lambda: writer.publish(self.facts())
+            )
+            rows.forget_lock(holding.lease.id)
+        self.assert_clean()
+
     def test_one_who_may_not_shut_out_takes_nothing_over(self):
         caps = {'mon': 'allow r', 'osd': f'allow rwx pool={self.pool}'}
         self.cluster.add_user(self.pool, caps)
