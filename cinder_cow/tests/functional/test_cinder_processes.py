@@ -72,17 +72,21 @@ class TestProcesses(test_base.BaseTestCase):
         self.assert_gone()
 
     def test_all_die_with_us(self):
+        errors = self.enterContext(tempfile.TemporaryFile('w+'))
         holder = subprocess.Popen(
             [sys.executable, '-c', _HOLDER, self.directory,
              self.cluster.directory],
             cwd=services.ROOT,
             stdout=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )  # fmt: skip
         self.addCleanup(holder.communicate)
         self.addCleanup(holder.kill)
         assert holder.stdout
-        self.assertEqual('started\n', holder.stdout.readline())
+        told = holder.stdout.readline()
+        errors.seek(0)
+        self.assertEqual('started\n', told, errors.read())
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         self.assert_gone()
