@@ -18,7 +18,7 @@ from cinder_cow.tests.http_behaviour import Behaviour
 DATA = corpus.noise(100_000)
 OTHER = corpus.noise(100_000, seed=1)
 # What the other end does at once is there after so many seconds.
-LIMIT = 10
+LIMIT = 60
 # What never comes is not there after so many.
 NEVER = 0.3
 

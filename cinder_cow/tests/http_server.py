@@ -28,7 +28,7 @@ from cinder_cow.tests.http_behaviour import Behaviour
 
 HOST = '127.0.0.1'
 # Seconds in which all threads end; they take some milliseconds.
-END = 2
+END = 20
 NOTHING = Behaviour(status=404)
 
 Files = Mapping[str, Behaviour | http_behaviour.Content]

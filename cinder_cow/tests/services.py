@@ -253,7 +253,7 @@ class Glance(service_process.ServiceProcess, image_api.Client):
     def _end_of_log(self):
         return '\n'.join(self.log.splitlines()[-_LINES:])
 
-    def requests(self, settle=5):
+    def requests(self, settle=60):
         """Return the requests so far.
 
         :param settle: seconds to wait, at most, for answers that have not
@@ -267,7 +267,7 @@ class Glance(service_process.ServiceProcess, image_api.Client):
                 return found
             time.sleep(0.01)
 
-    def downloads(self, image_id, settle=5):
+    def downloads(self, image_id, settle=60):
         """Return the requests for the data of an image."""
         path = f'/v2/images/{image_id}/file'
         return [

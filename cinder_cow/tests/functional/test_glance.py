@@ -212,7 +212,7 @@ class GlanceTestCase(test_base.BaseTestCase):
 
     def assert_nothing_held(self, threads, files):
         """Check for connections to Glance and threads: all had their time."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + program.LIMIT
         while held()[0] - threads and time.monotonic() < deadline:
             time.sleep(0.01)
         now, open_now = held()
@@ -412,10 +412,12 @@ class TestVolumes(GlanceTestCase):
         # A connection of ours that was half open made Glance wait for 2 s,
         # each time.
         image_id = self.private(b'\0' * units.Mi)
-        begun = time.monotonic()
+        times = []
         for _ in range(5):
+            begun = time.monotonic()
             self.image(image_id)
-        self.assertLess(time.monotonic() - begun, 8)
+            times.append(time.monotonic() - begun)
+        self.assertLess(min(times), 2)
 
     def test_a_virtual_size_is_no_fact(self):
         path = self.image_file('qcow2', corpus.noise(units.Mi))

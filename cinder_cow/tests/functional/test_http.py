@@ -205,8 +205,8 @@ class TestTransport(http_place.HttpTestCase):
         server = self.serve({}, self.certificate(), silent=True)
         begun = time.monotonic()
         self.failed(server.url('/image'))
-        # Two attempts and the second between them.
-        self.assertLess(time.monotonic() - begun, 2 * http_place.TIMEOUT + 3)
+        # Two attempts and the second between them, on a slow machine.
+        self.assertLess(time.monotonic() - begun, 20 * http_place.TIMEOUT)
 
     def test_redirects_between_http_and_https(self):
         certificate = self.certificate()

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from typing import Any
 import unittest
 
@@ -243,7 +242,9 @@ class TestRefusals(program.ProgramTestCase):
     def test_a_signal_before_all_is_imported(self):
         begin = (
             'import sys; from cinder_cow.cli import start; '
-            'print("begun", flush=True); sys.exit(start.main())'
+            'heed = start.heed_signals; '
+            'start.heed_signals = lambda: (heed(), print(flush=True)); '
+            'sys.exit(start.main())'
         )
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             process = subprocess.Popen(
@@ -254,7 +255,6 @@ class TestRefusals(program.ProgramTestCase):
             )
             assert process.stdout
             process.stdout.readline()
-            time.sleep(0.05)
             process.send_signal(number)
             _said, error = process.communicate(timeout=60)
             self.assertEqual(status, process.returncode, error)

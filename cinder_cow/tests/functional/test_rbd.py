@@ -44,7 +44,7 @@ class RbdTestCase(test_base.BaseTestCase):
 
     def settings(self, user='admin', **settings):
         cluster = ceph.Cluster(
-            conf=str(self.cluster.conf), user=user, op_timeout=5
+            conf=str(self.cluster.conf), user=user, op_timeout=30
         )
         return rbd_options.RbdSettings(
             **{
@@ -132,7 +132,10 @@ class TestQemuImg(RbdTestCase):
             self.assertEqual(b'Q' * units.Mi, reader.read(0, units.Mi))
 
     def test_ends_where_the_cluster_does_not_answer(self):
-        driver = self.rbd_driver()
+        cluster = ceph.Cluster(
+            conf=str(self.cluster.conf), user='admin', op_timeout=5
+        )
+        driver = self.rbd_driver(cluster=cluster)
         with driver.open('v1', 2 * units.Mi) as sink:
             self.cluster.pause()
             try:

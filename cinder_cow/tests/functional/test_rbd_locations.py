@@ -355,7 +355,7 @@ class TestBadLocations(LocationTestCase):
         )
         begun = time.monotonic()
         made = self.create(driver, self.info(first, second))
-        self.assertLess(time.monotonic() - begun, 5)
+        self.assertLess(time.monotonic() - begun, 20)
         self.assertEqual(second.url, made.location)
         (failure,) = made.failures
         self.assertIs(Reason.CEPH_TIMED_OUT, failure.refusal.reason)
