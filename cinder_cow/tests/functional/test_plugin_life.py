@@ -4,6 +4,7 @@
 import contextlib
 import shutil
 import tempfile
+import time
 from unittest import mock
 
 from oslo_utils import units
@@ -17,6 +18,7 @@ from cinder_cow.tests import corpus
 from cinder_cow.tests import pool_state
 from cinder_cow.tests import rbd_place
 from cinder_cow.tests import rbd_victim
+from cinder_cow.tests import volume_api
 from cinder_cow.tests.functional import test_plugin_rbd
 
 with contextlib.suppress(ImportError):  # without it, the tests are skipped
@@ -205,6 +207,32 @@ class TestLifeOfVersion1(TestLife):
             self.cinder.wait(volume, 'deleted')
         self.check_needed()
         self.assertEqual([], self.orphans())
+
+    def test_killed_before_what_was_kept_is_removed(self):
+        parent = self.created()
+        clone = self.created(source_volid=parent)
+        self.cinder.delete_volume(parent)
+        self.cinder.kill()
+        kept = f'volume-{parent}.deleted'
+        with rbd_place.opened(self.cluster, POOL) as ioctx:
+            rbd.RBD().remove(ioctx, f'volume-{clone}')
+            with rbd.Image(ioctx, kept) as image:
+                (snapshot,) = image.list_snaps()
+                with contextlib.suppress(rbd.InvalidArgument):
+                    image.unprotect_snap(snapshot['name'])
+                image.remove_snap(snapshot['name'])
+        self.cinder.restart()
+        # Nobody has asked for anything.
+        deadline = time.monotonic() + volume_api.LIMIT
+        while self.is_there(kept):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+        self.cinder.delete_volume(clone)
+        self.check_needed()
+
+    def is_there(self, image):
+        with rbd_place.opened(self.cluster, POOL) as ioctx:
+            return image in rbd.RBD().list(ioctx)
 
     def orphans(self):
         """Name what a repair would remove, of whatever age.
