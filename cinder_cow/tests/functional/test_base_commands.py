@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import select
@@ -142,16 +143,25 @@ class TestPrepare(BasesTestCase):
         image = self.image(mib=900)
         maker = self.start('base', 'prepare', image)
         self.wait_half_way(maker)
-        shown = self.on_terminal('base', 'prepare', image)
+        # Until somebody waits for it, however long that one takes to start.
+        maker.send_signal(signal.SIGSTOP)
+        self.addCleanup(maker.send_signal, signal.SIGCONT)
+        waiting = f'waiting for process {maker.pid} on'.encode()
+
+        def look(shown):
+            if waiting in shown:
+                maker.send_signal(signal.SIGCONT)
+
+        shown = self.on_terminal('base', 'prepare', image, look=look)
         self.assertEqual(0, self.finish(maker)[0])
-        self.assertIn(f'waiting for process {maker.pid} on'.encode(), shown)
+        self.assertIn(waiting, shown)
 
     def test_progress_tells_the_time_left(self):
         shown = self.on_terminal('base', 'prepare', self.image(mib=300))
         self.assertIn(b'streaming', shown)
         self.assertRegex(shown, rb'\[\d\d:\d\d<\d\d:\d\d')
 
-    def on_terminal(self, *arguments):
+    def on_terminal(self, *arguments, look=lambda shown: None):
         ours, theirs = pty.openpty()
         # Of a terminal without a width nothing is shown.
         fcntl.ioctl(
@@ -171,6 +181,7 @@ class TestPrepare(BasesTestCase):
             except OSError:
                 break  # the other side is closed
             shown += data
+            look(shown)
         os.close(ours)
         self.assertEqual(0, process.wait(program.LIMIT))
         return shown
@@ -374,11 +385,20 @@ class TestScrub(BasesTestCase):
     def test_a_signal(self):
         base = self.prepared(self.image(mib=900))
         process = self.start('base', 'scrub', '--record', base)
-        time.sleep(1)
+        self.wait_read(process, 64 * 2**20)
         process.send_signal(signal.SIGTERM)
         status, _output, errors = self.finish(process)
         self.assertEqual(128 + signal.SIGTERM, status, errors)
         self.assertEqual('ok', self.cow('base', 'scrub')[0]['state'])
+
+    def wait_read(self, process, count):
+        """Wait until a program has read so many bytes."""
+        deadline = time.monotonic() + program.LIMIT
+        io = pathlib.Path(f'/proc/{process.pid}/io')
+        # Its first line is rchar: of proc(5).
+        while int(io.read_text().split()[1]) < count:
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
 
     def test_it_takes_little_memory(self):
         image = self.top / 'large.raw'
