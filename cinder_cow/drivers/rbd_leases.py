@@ -190,10 +190,10 @@ class Holding:
                 return
             try:
                 self.renew()
-            except LostError:
-                return  # who publishes will see it
-            except ceph.CephError as error:
-                LOG.warning('The lease on %s: %s', self.lease.volume, error)
+            except (LostError, ceph.CephError) as error:
+                # It may be ours again: who publishes will see it.
+                volume = self.lease.volume
+                LOG.warning('%s: its lease is not renewed: %s', volume, error)
         self._wind_up()
 
 

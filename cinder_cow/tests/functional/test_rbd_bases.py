@@ -480,6 +480,20 @@ class TestWriting(BaseCase):
             rows.forget_lock(holding.lease.id)
         self.assert_clean()
 
+    def test_a_lease_that_ended_is_taken_again_meanwhile(self):
+        with self.begin() as writer:
+            holding = writer._stream._holding
+            rows = holding._pool.rows(rbd_leases.OBJECT)
+            probe = ceph.Lock(holding.lease.id, 'a sweep', 2)
+            rows.forget_lock(holding.lease.id)
+            self.assertIs(True, rows.lock(probe))
+            # Renewed in vain at first, each second.
+            deadline = time.monotonic() + LIMIT
+            while not rows.lock(rbd_leases.lock_of(holding.lease, renew=True)):
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.1)
+        self.assert_clean()
+
     def test_one_who_may_not_shut_out_takes_nothing_over(self):
         caps = {'mon': 'allow r', 'osd': f'allow rwx pool={self.pool}'}
         self.cluster.add_user(self.pool, caps)
