@@ -33,6 +33,7 @@ from cinder_cow.drivers import native
 from cinder_cow.drivers import rbd
 from cinder_cow.drivers import rbd_options
 from cinder_cow.drivers import rbd_parents
+from cinder_cow.tests import threads_seen
 
 THREADS = 16
 # Seconds between ticks.
@@ -94,7 +95,7 @@ def clones(conf: str, pool: str, url: str) -> dict[str, Any]:
     def work(number: int) -> str:
         return driver.clone(image, f'v{number}').name
 
-    return {**_ticking(work), 'connections': _connections()}
+    return {**_ticking(work), 'connections': threads_seen.connections()}
 
 
 def streams(conf: str, pool: str, path: str) -> dict[str, Any]:
@@ -232,13 +233,6 @@ def _at(url: str) -> images.ImageInfo:
     assert isinstance(location, image_location.RbdLocation)
     image = images.ImageInfo(location.image, 'image', disk_format='raw')
     return image.at(location)
-
-
-def _connections() -> int:
-    return sum(
-        pathlib.Path(task, 'comm').read_text().strip() == 'msgr-worker-0'
-        for task in pathlib.Path('/proc/self/task').iterdir()
-    )
 
 
 def _ticking(

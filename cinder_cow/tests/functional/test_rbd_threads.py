@@ -22,6 +22,7 @@ from cinder_cow.tests import ceph_cluster
 from cinder_cow.tests import corpus
 from cinder_cow.tests import green
 from cinder_cow.tests import rbd_images
+from cinder_cow.tests import threads_seen
 from cinder_cow.tests.functional import test_rbd
 
 CLONES = 32
@@ -76,9 +77,8 @@ class ThreadsTestCase(test_rbd.RbdTestCase):
 
 def _runs(pid):
     """Tell whether a process that was stopped has a thread that still runs."""
-    stats = pathlib.Path(f'/proc/{pid}/task').glob('*/stat')
-    states = {one.read_text().rpartition(')')[2].split()[0] for one in stats}
-    return states != {'T'}
+    told = threads_seen.read(pid, 'stat')
+    return {one.rpartition(')')[2].split()[0] for one in told} != {'T'}
 
 
 def threads():
@@ -86,18 +86,9 @@ def threads():
     return len(os.listdir('/proc/self/task'))
 
 
-def connections():
-    """Count the connections of this process that were not closed."""
-    names = [
-        path.read_text()
-        for path in pathlib.Path('/proc/self/task').glob('*/comm')
-    ]
-    return names.count('msgr-worker-0\n')
-
-
 class TestNative(ThreadsTestCase):
     def test_all_share_one_connection(self):
-        before = connections()
+        before = threads_seen.connections()
         with futures.ThreadPoolExecutor(CLONES) as pool:
             names = [f'v{number}' for number in range(CLONES)]
             made = [
@@ -105,9 +96,9 @@ class TestNative(ThreadsTestCase):
                 for name in names
             ]
             self.assertEqual(names, [one.result().name for one in made])
-        self.assertEqual(before + 1, connections())
+        self.assertEqual(before + 1, threads_seen.connections())
         ceph.disconnect()
-        self.assertEqual(before, connections())
+        self.assertEqual(before, threads_seen.connections())
 
     def test_a_fork_has_its_own(self):
         self.driver.clone(self.record, 'before')
@@ -142,17 +133,17 @@ class TestNative(ThreadsTestCase):
         self.driver.clone(self.record, 'v1')
         self.assertTrue(self.is_right('v1'))
         # Of librbd too, which starts its own as it needs them.
-        before = threads(), connections()
+        before = threads(), threads_seen.connections()
         reader = self.driver.read('v1')
         self.cluster.blocklist(address)
         with futures.ThreadPoolExecutor(8) as pool:
             found = list(pool.map(self.driver.exists, ['v1'] * 8))
         self.assertEqual([True] * 8, found)
-        self.assertEqual(before[1] + 1, connections())
+        self.assertEqual(before[1] + 1, threads_seen.connections())
         self.assertRaises(exception.BackendError, reader.read, 0, 10)
         with contextlib.suppress(exception.BackendError):
             reader.close()
-        self.assertEqual(before[1], connections())
+        self.assertEqual(before[1], threads_seen.connections())
         self.assertTrue(self.is_right('v1'))
         self.assertEqual(before[0], threads())
 
