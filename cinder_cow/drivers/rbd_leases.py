@@ -15,7 +15,6 @@ that it does no harm should it only have slept.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import errno
 import os
 import time
 from typing import Any, Self
@@ -89,8 +88,13 @@ class Holding:
 
         :raises LostError: another one has taken over, or is about to
         """
-        if not _rows(self._pool).lock(lock_of(self.lease, renew=True)):
-            self._lock_again()
+        rows = _rows(self._pool)
+        lease = self.lease
+        if rows.lock(lock_of(lease, renew=True)):
+            return
+        row = lease.packed()
+        if not rows.put(lease.volume, row, was=row, lock=lock_of(lease)):
+            raise self._lost()
 
     def write_down(self, lease: Lease) -> None:
         """Change the row, which is written once more where it is unclear.
@@ -145,20 +149,6 @@ class Holding:
         if found is None or found.id != self.lease.id:
             raise self._lost()
         self.lease = found
-
-    def _lock_again(self) -> None:
-        lease = self.lease
-        row = lease.packed()
-        try:
-            locked = _rows(self._pool).put(
-                lease.volume, row, was=row, lock=lock_of(lease)
-            )
-        except ceph.CephError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            locked = False  # a probe found that it had ended
-        if not locked:
-            raise self._lost()
 
     def _lost(self) -> LostError:
         return LostError(f'the lease on {self.lease.volume} was lost')

@@ -122,9 +122,12 @@ class Rows:
         :param was: its value; b'' for no such row
         :param lock: is taken in the same step
         :param unlock: the name of a lock that is forgotten in it
-        :returns: False: it is another one now
+        :returns: False: it is another one now, or another one has the lock
         """
-        with ignored(errno.ECANCELED), rados.WriteOpCtx() as operation:
+        with (
+            ignored(errno.ECANCELED, errno.EBUSY),
+            rados.WriteOpCtx() as operation,
+        ):
             operation.new(_CREATE)
             operation.omap_cmp(key, was.decode(), _EQUAL)
             self._ioctx.set_omap(operation, (key,), (value,))

@@ -237,10 +237,10 @@ class TestOthers(KillCase):
     def test_is_removed_at_once(self):
         # As a qemu-img that was killed with its maker: it has the lock, and
         # its watch.
-        self.cluster.set_config('osd', 'osd_client_watch_timeout', WATCH)
-        self.addCleanup(
-            self.cluster.set_config, 'osd', 'osd_client_watch_timeout', 5
-        )
+        option = 'osd_client_watch_timeout'
+        before = ceph_cluster.SHARED_SETTINGS[option]
+        self.cluster.set_config('osd', option, WATCH)
+        self.addCleanup(self.cluster.set_config, 'osd', option, before)
         name = rbd_undo.partial_name('v1')
         with subprocess.Popen(
             [sys.executable, '-c', OPENER, self.cluster.conf, self.pool, name],
